@@ -1,0 +1,1 @@
+"""The data half: one file per paper over HDF5 shards."""

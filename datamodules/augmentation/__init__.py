@@ -1,0 +1,1 @@
+"""Augmentation: geometry that moves labels with pixels, and intensity."""

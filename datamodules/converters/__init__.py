@@ -1,0 +1,1 @@
+"""Converters, one file per paper: the original archives in, samples out."""

@@ -1,0 +1,1 @@
+"""Simulators, one file per paper: random generator and parameters in, samples out."""

@@ -1,0 +1,1 @@
+"""The model half: one file per paper, each a direct subclass of LightningModule."""

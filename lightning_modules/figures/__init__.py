@@ -1,0 +1,1 @@
+"""Figures, one file per paper: arrays in, matplotlib Figure out."""

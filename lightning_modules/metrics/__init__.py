@@ -1,0 +1,1 @@
+"""Metrics: pure functions, with a torchmetrics shell where there is state."""

@@ -1,0 +1,1 @@
+"""Architectures, one a file; defaults are the papers' numbers."""

@@ -1,0 +1,1 @@
+"""The command: composes an experiment, launches it, logs, sweeps, compares."""

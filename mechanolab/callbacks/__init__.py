@@ -1,0 +1,1 @@
+"""Lightning callbacks: exact resume, figures, run record, prediction writer."""

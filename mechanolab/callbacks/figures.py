@@ -1,0 +1,115 @@
+"""Decides when a module's figures are drawn, and puts them into figures/ and on W&B."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+
+DRAW_EVERY_S = 60.0
+SAMPLES = 256
+
+
+class FigureWriter(Callback):
+    """Draws `module.figures(batch)` after a validation at most once a minute, after the last and after a test.
+
+    Args:
+        folder: where `<stage>_<name>.png` go.
+        draw_every_s: seconds between two drawings in training.
+    """
+
+    def __init__(self, folder: Path, *, draw_every_s: float = DRAW_EVERY_S) -> None:
+        self.folder = folder
+        self._draw_every_s = draw_every_s
+        self._drawn_at = time.monotonic()
+        self._batches: list[Any] = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the first samples of a validation that will be drawn."""
+        last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
+        if last_epoch or time.monotonic() - self._drawn_at > self._draw_every_s or batch_idx > 0:
+            self._keep(trainer, batch, batch_idx)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw what was kept."""
+        if not trainer.sanity_checking:
+            self._draw(trainer, pl_module, "val")
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the first samples of a test."""
+        self._keep(trainer, batch, batch_idx)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw what was kept."""
+        self._draw(trainer, pl_module, "test")
+
+    def _keep(self, trainer: Trainer, batch: Any, batch_idx: int) -> None:
+        if not trainer.is_global_zero:
+            return
+        if batch_idx == 0:
+            self._batches = [batch]
+        elif self._batches and sum(len(b[0]) for b in self._batches) < SAMPLES:
+            self._batches.append(batch)
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not self._batches:
+            return
+        batch = join_batches(self._batches)
+        self._batches, self._drawn_at = [], time.monotonic()
+        with torch.inference_mode():
+            figures = pl_module.figures(batch)
+        write_figures(self.folder, {f"{stage}_{name}": figure for name, figure in figures.items()})
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                import wandb
+
+                images = {f"{stage}/{name}": wandb.Image(pixels(figure)) for name, figure in figures.items()}
+                logger.log_metrics(images)  # type: ignore[arg-type]
+
+
+def join_batches(batches: list[Any]) -> Any:
+    """One batch of several: tensors are joined along the first axis, lists are chained."""
+    fields = [
+        torch.cat(list(values)) if isinstance(values[0], torch.Tensor) else [item for value in values for item in value]
+        for values in zip(*batches, strict=True)
+    ]
+    return type(batches[0])(*fields)
+
+
+def write_figures(folder: Path, figures: dict[str, Any]) -> None:
+    """Write each figure as `<name>.png`, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        partial = folder / f".{name}.partial"
+        figure.savefig(partial, format="png", dpi=120)
+        partial.replace(folder / f"{name}.png")
+
+
+def pixels(figure: Any) -> np.ndarray:
+    """A figure as (height, width, 3) uint8; W&B draws float images black."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -1,0 +1,311 @@
+"""The command line: `mechanolab fit|validate|test|predict|data|sweep|compare|runs|doctor`.
+
+Nothing heavy is imported before a command needs it, so that `--help` answers at once.
+Exit codes: 0 finished; 1 failed, or `verify` found faults; 2 the request or its input is wrong; 75 preempted and
+resumable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing albumentations asks a server for its newest version
+
+DESCRIPTION = "Train networks on cell-mechanics images: launch experiments, search, compare, look after data."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        The exit code.
+    """
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if not hasattr(options, "run"):
+        parser.print_help()
+        return 0
+    from mechanolab.config import RequestError, RunFailedError
+
+    try:
+        options.overrides = _overrides(options, rest)
+        return int(options.run(options))
+    except RequestError as error:
+        print(f"mechanolab: {error}", file=sys.stderr)
+        return 2
+    except RunFailedError as error:
+        print(f"mechanolab: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("mechanolab: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if "ShardError" not in type(error).__name__ and "ShardError" not in str(error):
+            raise
+        sentence = [line for line in str(error).splitlines() if line.strip()][-1]
+        print(f"mechanolab: {sentence.split('ShardError: ')[-1]}", file=sys.stderr)
+        return 2
+
+
+def _overrides(options: argparse.Namespace, rest: Sequence[str]) -> list[str]:
+    """`key=value` words may stand anywhere among the options; anything else that is left over is a mistake."""
+    from mechanolab.config import RequestError, nearest
+
+    for word in rest:
+        if word.startswith("-") and "=" not in word.lstrip("-").split(".")[0]:
+            known = [flag for action in options.parser._actions for flag in action.option_strings]
+            raise RequestError(f"unknown option {word}{nearest(word, known)}; see mechanolab {options.command} --help")
+        if "=" not in word or not getattr(options, "takes_overrides", False):
+            raise RequestError(f"'{word}' is not understood; see mechanolab {options.command} --help")
+    return list(rest)
+
+
+# -- commands ---------------------------------------------------------------------------------------------------------
+
+
+def _fit(options: argparse.Namespace) -> int:
+    from mechanolab.config import RequestError, compose
+
+    values = None
+    if options.config_json is not None:
+        try:
+            values = json.loads(options.config_json)
+        except json.JSONDecodeError as error:
+            raise RequestError(f"--config-json is not valid JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise RequestError("--config-json must be an object such as '{\"module.learning_rate\": 0.001}'")
+    config = compose(options.experiment, values=values, overrides=options.overrides)
+    if options.print_config:
+        return _print_config(config)
+    name = Path(options.experiment).stem
+    from mechanolab import launch
+
+    if options.smoke:
+        return launch.smoke(config, experiment=name)
+    run_id, resume = options.run_id or os.environ.get("WANDB_RUN_ID"), options.resume
+    if resume is not None and resume.is_dir() and run_id is None and (resume / "config.yaml").is_file():
+        run_id = resume.name
+    return launch.fit(config, experiment=name, run_id=run_id, resume=resume, keep_optimizer=options.keep_optimizer)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    config = _run_config(options)
+    from mechanolab import inference
+
+    name = Path(options.experiment).stem
+    metrics = inference.evaluate(
+        config, stage=options.command, experiment=name, run_id=options.run_id, checkpoint=options.checkpoint
+    )
+    for metric, value in sorted(metrics.items()):
+        print(f"{metric:<36} {value:.6g}")
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    config = _run_config(options)
+    from mechanolab import inference
+
+    out = inference.predict(
+        config,
+        experiment=Path(options.experiment).stem,
+        run_id=options.run_id,
+        checkpoint=options.checkpoint,
+        split=options.split,
+        inputs=options.input or (),
+        pixel_size_um=options.pixel_size_um,
+    )
+    print(f"predictions: {out}")
+    return 0
+
+
+def _run_config(options: argparse.Namespace) -> dict[str, Any]:
+    """A run's own configuration, or the experiment's where no run is named."""
+    from mechanolab.config import compose, override
+    from mechanolab.runs import read_config, run_folder
+
+    if options.run_id is None:
+        return compose(options.experiment, overrides=options.overrides)
+    folder = run_folder(Path(options.experiment).stem, options.run_id)
+    if not folder.is_dir():
+        from mechanolab.checkpoints import checkpoint_file
+
+        checkpoint_file(folder, "best")
+    return override(read_config(folder), options.overrides)
+
+
+def _print_config(config: dict[str, Any]) -> int:
+    import yaml
+
+    print(yaml.safe_dump(config, sort_keys=False), end="")
+    return 0
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    from mechanolab import data
+
+    return data.simulate(options.stem, out=options.out, count=options.count, seed=options.seed, workers=options.workers)
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from mechanolab import data
+
+    return data.convert(options.stem, source=options.source, out=options.out)
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from mechanolab import data
+
+    return data.inspect(options.folder)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from mechanolab import data
+
+    return data.verify(options.folder)
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from mechanolab.sweeps import local, wandb_agent
+    from mechanolab.sweeps.sweep_file import load_sweep
+
+    sweep = load_sweep(options.sweep, name=options.name)
+    if options.dry_run:
+        return local.dry_run(sweep)
+    if options.wandb:
+        return wandb_agent.register_and_run(sweep)
+    return local.run_sweep(sweep, workers=options.workers)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from mechanolab.compare.report import compare
+
+    compare(options.names, out=options.out)
+    return 0
+
+
+def _runs(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from mechanolab.runs import find_runs
+
+    table = Table("experiment", "run", "state", "step", "epoch", "metric", "best", "message")
+    for run in find_runs(options.name):
+        status = run.status
+        best = run.summary.get("best")
+        table.add_row(
+            run.experiment,
+            run.run_id,
+            run.state,
+            str(status.get("step", "")),
+            str(status.get("epoch", "")),
+            str(run.config.get("monitor", {}).get("metric", "")),
+            "" if best is None else f"{best:.4g}",
+            str(status.get("message") or ""),
+        )
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    import shutil
+
+    from mechanolab import config, loggers, runs
+
+    facts = runs.environment(None)
+    import torch
+
+    print(f"python {facts['python']} on {facts['platform']}, {facts['cpus']} cores")
+    for package, version in facts["packages"].items():
+        print(f"  {package:<16} {version or 'MISSING'}")
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    print(f"GPUs: {', '.join(gpus) or 'none; training runs on the processor'}")
+    print(f"W&B: {'a key was found; runs log online' if loggers.has_wandb_key() else 'no key; runs log offline'}")
+    for name, folder in (("data", config.data_root()), ("runs", config.runs_root())):
+        present = folder if folder.exists() else config.checkout()
+        print(f"{name}: {folder} ({shutil.disk_usage(present).free / 1e9:.0f} GB free)")
+    return 0 if all(facts["packages"].values()) else 1
+
+
+# -- the parser -------------------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mechanolab", description=DESCRIPTION, allow_abbrev=False)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str, parent: Any = commands, **defaults: Any) -> argparse.ArgumentParser:
+        added: argparse.ArgumentParser = parent.add_parser(name, help=text, description=text, allow_abbrev=False)
+        added.set_defaults(run=run, command=name, parser=added, **defaults)
+        return added
+
+    fit = command("fit", _fit, "train an experiment, then test its best checkpoint", takes_overrides=True)
+    fit.usage = "mechanolab fit EXPERIMENT [key=value ...] [options]"
+    fit.add_argument("experiment", help="a name in experiments/ or the path of a YAML file")
+    fit.add_argument("--config-json", metavar="JSON", help="values of a sweep, with their types")
+    fit.add_argument("--print-config", action="store_true", help="show the merged configuration and stop")
+    fit.add_argument("--run-id", metavar="ID", help="create or continue runs/<experiment>/ID")
+    fit.add_argument("--resume", type=Path, metavar="PATH", help="go on from a checkpoint or a run folder")
+    fit.add_argument(
+        "--keep-optimizer", action="store_true", help="keep the optimizer's state in the final checkpoints"
+    )
+    fit.add_argument("--smoke", action="store_true", help="one batch on a four-sample fixture; leaves nothing behind")
+
+    for name, text in (("validate", "validation metrics of a run"), ("test", "test metrics of a run")):
+        evaluate = command(name, _evaluate, text, takes_overrides=True)
+        evaluate.usage = f"mechanolab {name} EXPERIMENT --run ID [key=value ...] [options]"
+        evaluate.add_argument("experiment")
+        evaluate.add_argument("--run", dest="run_id", metavar="ID", help="which run (mechanolab runs lists them)")
+        evaluate.add_argument("--checkpoint", default="best", metavar="best|last|FILE")
+
+    predict = command("predict", _predict, "write predictions for a split or for your own images", takes_overrides=True)
+    predict.usage = "mechanolab predict EXPERIMENT --run ID [key=value ...] [options]"
+    predict.add_argument("experiment")
+    predict.add_argument("--run", dest="run_id", metavar="ID", required=True)
+    predict.add_argument("--checkpoint", default="best", metavar="best|last|FILE")
+    predict.add_argument("--split", default="test", choices=("train", "val", "test"))
+    predict.add_argument("--input", type=Path, nargs="+", metavar="FILE|FOLDER", help="your own images")
+    predict.add_argument("--pixel-size-um", type=float, metavar="UM", help="pixel size of your own images")
+
+    data = commands.add_parser("data", help="simulate, convert, verify, inspect data sets", allow_abbrev=False)
+    data.set_defaults(run=lambda _: data.print_help() or 0, command="data", parser=data)
+    kinds = data.add_subparsers(title="commands", metavar="COMMAND")
+    simulate = command("simulate", _simulate, "make a synthetic data set", kinds)
+    simulate.add_argument("stem", help="the paper, for example circular")
+    simulate.add_argument("--out", type=Path, metavar="DIR", help="default: data/<stem>/twin")
+    simulate.add_argument("--count", type=int, metavar="N", help="number of samples")
+    simulate.add_argument("--seed", type=int, default=0, metavar="S")
+    simulate.add_argument("--workers", type=int, metavar="W", help="default: one per core")
+    convert = command("convert", _convert, "turn original recordings into a data set", kinds)
+    convert.add_argument("stem")
+    convert.add_argument("--source", type=Path, required=True, metavar="DIR", help="the original archive")
+    convert.add_argument("--out", type=Path, metavar="DIR", help="default: data/<stem>/<name of the source>")
+    inspect = command("inspect", _inspect, "show fields, units, counts; write a contact sheet", kinds)
+    inspect.add_argument("folder", type=Path, metavar="DIR")
+    verify = command("verify", _verify, "check every byte of a data set", kinds)
+    verify.add_argument("folder", type=Path, metavar="DIR")
+
+    sweep = command("sweep", _sweep, "run a sweep file to its end, or go on with it")
+    sweep.add_argument("sweep", help="a name in sweeps/ or the path of a YAML file")
+    sweep.add_argument("--workers", type=int, metavar="N", help="trials at a time; default: one per GPU, else per core")
+    sweep.add_argument("--name", metavar="NAME", help="begin or continue under another name")
+    sweep.add_argument("--wandb", action="store_true", help="let W&B choose the trials (needs a key)")
+    sweep.add_argument("--dry-run", action="store_true", help="print the trials' command lines")
+
+    compare = command("compare", _compare, "table and HTML report of runs")
+    compare.add_argument("names", nargs="+", metavar="NAME", help="experiments, sweeps or run folders")
+    compare.add_argument("--out", type=Path, metavar="DIR", help="default: runs/reports/<name>")
+
+    listing = command("runs", _runs, "list runs")
+    listing.add_argument("name", nargs="?", help="an experiment or sweep; default: all")
+    command("doctor", _doctor, "say what is installed and what will be used")
+    return parser

@@ -1,0 +1,1 @@
+"""Runs to a table, plots and one self-contained HTML report."""

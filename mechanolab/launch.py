@@ -1,0 +1,305 @@
+"""From a composed configuration to a seeded Trainer, module, data module, loggers and callbacks, and through a run.
+
+Everything that can be refused is refused before the run folder is made: the configuration, then both constructors,
+then the data.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.utilities import rank_zero_only
+
+from mechanolab import runs
+from mechanolab.callbacks.exact_resume import ExactResume, Preempted, batches_seen, derive_seed
+from mechanolab.callbacks.figures import FigureWriter
+from mechanolab.callbacks.run_record import RunRecord
+from mechanolab.checkpoints import checkpoint_to_resume, keep_weights_only, load_weights, steps_in
+from mechanolab.config import RequestError, checkout, import_class, last_line
+from mechanolab.loggers import MetricsFile, start_wandb, truncate_metrics
+
+PREEMPTED = 75
+
+
+class Parts(NamedTuple):
+    """A constructed experiment."""
+
+    config: dict[str, Any]
+    module: LightningModule
+    data: LightningDataModule
+
+
+def construct(config: dict[str, Any]) -> Parts:
+    """Construct module and data module of a composed configuration, seeded.
+
+    Raises:
+        RequestError: a constructor refuses an argument; the message begins with the key's dotted path.
+    """
+    _quieten()
+    if config["trainer"].get("max_epochs") is None and config["trainer"].get("max_steps", -1) == -1:
+        raise RequestError("trainer.max_epochs is missing: set it in the experiment file")
+    torch.manual_seed(derive_seed(config["seed"], "weights"))
+    module = _construct("module", config["module"], "lightning_modules", {})
+    root = Path(config["data"]["data_root"]).expanduser()
+    extra = {"seed": config["seed"], "data_root": str(root if root.is_absolute() else checkout() / root)}
+    data = _construct("data", config["data"], "datamodules", extra)
+    return Parts(config, module, data)
+
+
+def fit(
+    config: dict[str, Any],
+    *,
+    experiment: str,
+    run_id: str | None = None,
+    resume: Path | None = None,
+    keep_optimizer: bool = False,
+) -> int:
+    """Create or continue a run, train, test the best checkpoint, and leave the run folder finished.
+
+    Returns:
+        0 finished, 75 preempted (the same call goes on where it stopped).
+
+    Raises:
+        RequestError: something of the request is wrong; nothing was made.
+        RunFailedError: training failed in a known way; the run is marked failed.
+    """
+    parts = construct(config)
+    if parts.module.training_free:
+        raise RequestError(f"{config['module']['class_path']} needs no training; use: mechanolab test {experiment}")
+    set_up(parts.data, "fit")
+    run_id = run_id or runs.new_run_id()
+    os.environ["WANDB_RUN_ID"] = run_id  # the other ranks are this command again, and must write to the same run
+    folder = runs.run_folder(experiment, run_id)
+    group = os.environ.get("WANDB_RUN_GROUP") or experiment
+    checkpoint = None
+    lock = None
+    if rank_zero_only.rank == 0:
+        if _already_finished(folder, config):
+            return 0
+        checkpoint = checkpoint_to_resume(folder, resume)
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        lock = runs.lock_run(folder)
+        runs.write_config(folder, config)
+        truncate_metrics(folder / "metrics.jsonl", steps_in(checkpoint))
+        runs.write_json(folder / "environment.json", runs.environment(getattr(parts.data, "data_folder", None)))
+        runs.write_status(folder, "running", experiment=experiment, group=group, run_id=run_id, message=None)
+        doing = "continues at step" if checkpoint else "starts at step"
+        print(f"run {experiment}/{run_id} {doing} {steps_in(checkpoint)}", file=sys.stderr)
+    else:
+        checkpoint = checkpoint_to_resume(folder, resume)
+    try:
+        _train(parts, folder, run_id=run_id, group=group, checkpoint=checkpoint)
+    except Preempted:
+        _mark(folder, "preempted", message="stopped on request; the same command goes on from here")
+        print(f"run {experiment}/{run_id} stopped at a checkpoint; the same --run-id goes on", file=sys.stderr)
+        return PREEMPTED
+    except BaseException as error:
+        _mark(folder, "failed", message=last_line(error))
+        raise
+    if rank_zero_only.rank == 0:
+        if not keep_optimizer:
+            for path in (folder / "checkpoints").glob("*.ckpt"):
+                keep_weights_only(path)
+        _mark(folder, "finished", message=None)
+        del lock
+    return 0
+
+
+def smoke(config: dict[str, Any], *, experiment: str) -> int:
+    """Run one training and one validation batch on four simulated samples, and leave nothing behind."""
+    from mechanolab import data as data_commands
+
+    config = {key: dict(value) if isinstance(value, dict) else value for key, value in config.items()}
+    data_class = import_class(config["data"]["class_path"], package="datamodules", key="data.class_path")
+    previous = {name: os.environ.get(name) for name in ("MECHANOLAB_RUNS", "WANDB_MODE")}
+    with tempfile.TemporaryDirectory(prefix="mechanolab-smoke-") as scratch:
+        stem = data_class.stem  # type: ignore[attr-defined]
+        data_commands.simulate(stem, out=Path(scratch) / "data" / stem / "twin", count=4, seed=0, workers=1)
+        config["data"].update(data_class.smoke, data_root=f"{scratch}/data")  # type: ignore[attr-defined]
+        config["trainer"].update(
+            max_epochs=1, limit_train_batches=1, limit_val_batches=1, limit_test_batches=1, log_every_n_steps=1
+        )
+        os.environ.update(MECHANOLAB_RUNS=f"{scratch}/runs", WANDB_MODE="disabled")
+        try:
+            code = fit(config, experiment=experiment, run_id="smoke")
+            run = runs.read_run(Path(scratch) / "runs" / experiment / "smoke")
+        finally:
+            for name, value in previous.items():
+                os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+    print(f"smoke {experiment}: " + "  ".join(f"{k} {v:.4g}" for k, v in run.summary.items() if k != "best"))
+    return code
+
+
+# -- the run ----------------------------------------------------------------------------------------------------------
+
+
+def _train(parts: Parts, folder: Path, *, run_id: str, group: str, checkpoint: Path | None) -> None:
+    trainer_box: list[Trainer] = []
+
+    def steps() -> int:
+        return batches_seen(trainer_box[0]) if trainer_box else 0
+
+    wandb_run = start_wandb(folder, run_id=run_id, group=group, config=parts.config, batches_seen=steps)
+    loggers = [MetricsFile(folder / "metrics.jsonl", steps), *([wandb_run] if wandb_run else [])]
+    trainer, resume = make_trainer(parts, folder, loggers=loggers)
+    trainer_box.append(trainer)
+    status = "failed"
+    try:
+        trainer.fit(parts.module, datamodule=parts.data, ckpt_path=checkpoint, weights_only=True)
+        best = folder / "checkpoints" / "best.ckpt"
+        if best.is_file():
+            load_weights(parts.module, best)
+        if parts.data.has_split("test"):
+            trainer.test(parts.module, datamodule=parts.data, verbose=False)
+        status = "finished"
+    finally:
+        if wandb_run is not None:
+            if status == "finished":
+                wandb_run.experiment.summary.update({"best_epoch": resume.best_epoch, "best_score": resume.best_score})
+            wandb_run.experiment.finish(exit_code=0 if status == "finished" else 1)
+
+
+def make_trainer(
+    parts: Parts, folder: Path | None, *, loggers: list[Any], extra: Sequence[Callback] = ()
+) -> tuple[Trainer, ExactResume]:
+    """A Trainer with the project's callbacks; those that write into a run folder only where there is one.
+
+    Raises:
+        RequestError: Lightning refuses a trainer option.
+    """
+    monitor = parts.config["monitor"]
+
+    def missing_metric(logged: list[str]) -> None:
+        raise RequestError(
+            f"monitor.metric '{monitor['metric']}' is not logged by {parts.config['module']['class_path']}; "
+            f"it logs: {', '.join(logged) or 'nothing'}"
+        )
+
+    resume = ExactResume(
+        folder / "checkpoints" if folder is not None else None,
+        seed=parts.config["seed"],
+        metric=monitor["metric"],
+        mode=monitor["mode"],
+        missing_metric=missing_metric,
+    )
+    callbacks: list[Callback] = [resume, *extra]
+    if folder is not None:
+        callbacks += [RunRecord(folder, monitor["metric"]), FigureWriter(folder / "figures")]
+    terminal = sys.stderr.isatty() and sys.stdout.isatty()
+    if terminal:
+        callbacks.append(RichProgressBar())
+    options = dict(parts.config["trainer"])
+    options["strategy"] = _strategy(options, parts.module)
+    try:
+        trainer = Trainer(
+            **options,
+            logger=loggers or False,
+            callbacks=callbacks,
+            enable_checkpointing=True,
+            enable_progress_bar=terminal,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+    except (ValueError, TypeError, RuntimeError, ImportError) as error:
+        raise RequestError(f"trainer: {last_line(error)}") from None
+    return trainer, resume
+
+
+def _strategy(options: Mapping[str, Any], module: LightningModule) -> Any:
+    """The asked-for strategy; plain data parallelism learns from the module whether parameters may go unused."""
+    strategy = options.get("strategy", "auto")
+    devices = options.get("devices", "auto")
+    if devices in ("auto", -1, "-1"):
+        on_gpu = options.get("accelerator", "auto") in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        count = torch.cuda.device_count() if on_gpu else 1
+    else:
+        count = len(devices) if isinstance(devices, list) else int(devices)
+    if module.needs_find_unused_parameters and (strategy == "ddp" or (strategy == "auto" and count > 1)):
+        return "ddp_find_unused_parameters_true"
+    return strategy
+
+
+# -- continuing and finishing -----------------------------------------------------------------------------------------
+
+
+def _already_finished(folder: Path, config: Mapping[str, Any]) -> bool:
+    if not (folder / "config.yaml").is_file():
+        return False
+    stored = runs.read_config(folder)
+    differing = [
+        key
+        for key in sorted({*_flatten(stored), *_flatten(config)})
+        if key != "data.data_root" and _flatten(stored).get(key) != _flatten(config).get(key)
+    ]
+    if differing:
+        key = differing[0]
+        raise RequestError(
+            f"run {folder.parent.name}/{folder.name} was made with {key} = {_flatten(stored).get(key)!r}, "
+            f"not {_flatten(config).get(key)!r}; choose another --run-id"
+        )
+    if runs.read_status(folder).get("state") == "finished":
+        print(f"run {folder.parent.name}/{folder.name} is finished already; nothing to do", file=sys.stderr)
+        return True
+    return False
+
+
+def _mark(folder: Path, state: str, **facts: Any) -> None:
+    if rank_zero_only.rank == 0 and folder.is_dir():
+        runs.write_status(folder, state, **facts)
+
+
+# -- small things -----------------------------------------------------------------------------------------------------
+
+
+def _construct(section: str, values: Mapping[str, Any], package: str, extra: Mapping[str, Any]) -> Any:
+    cls = import_class(values["class_path"], package=package, key=f"{section}.class_path")
+    arguments = {key: value for key, value in values.items() if key != "class_path"}
+    try:
+        return cls(**{**arguments, **extra})
+    except (ValueError, FileNotFoundError) as error:
+        raise RequestError(f"{section}.{last_line(error)}") from None
+
+
+def set_up(data: LightningDataModule, stage: str) -> None:
+    """Look for the data and open it.
+
+    Raises:
+        RequestError: it is missing or wrong; the message says how to make it.
+    """
+    try:
+        data.prepare_data()
+        data.setup(stage)
+    except (ValueError, OSError) as error:
+        raise RequestError(last_line(error)) from None
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _quieten() -> None:
+    """Lightning's start-up lines and its advice to use more workers say nothing that the run folder does not."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory.*exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+    warnings.filterwarnings("ignore", message=".*isn't supported on CPU.*")

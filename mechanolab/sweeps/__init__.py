@@ -1,0 +1,1 @@
+"""Sweep file to search space, and the engines that walk it."""
