@@ -149,6 +149,11 @@ def _print_config(config: dict[str, Any]) -> int:
     return 0
 
 
+def _help(options: argparse.Namespace) -> int:
+    options.parser.print_help()
+    return 0
+
+
 def _simulate(options: argparse.Namespace) -> int:
     from mechanolab import data
 
@@ -277,7 +282,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--pixel-size-um", type=float, metavar="UM", help="pixel size of your own images")
 
     data = commands.add_parser("data", help="simulate, convert, verify, inspect data sets", allow_abbrev=False)
-    data.set_defaults(run=lambda _: data.print_help() or 0, command="data", parser=data)
+    data.set_defaults(run=_help, command="data", parser=data)
     kinds = data.add_subparsers(title="commands", metavar="COMMAND")
     simulate = command("simulate", _simulate, "make a synthetic data set", kinds)
     simulate.add_argument("stem", help="the paper, for example circular")

@@ -271,7 +271,7 @@ def _check(config: dict[str, Any], source: str) -> None:
     if type(seed) is not int or not 0 <= seed < 2**32:
         raise RequestError(f"seed must be a whole number from 0 to 2^32 - 1, got {seed!r}")
     for section, package in (("module", "lightning_modules"), ("data", "datamodules")):
-        cls = import_class(config[section].get("class_path"), package=package, key=f"{section}.class_path")
+        cls: Any = import_class(config[section].get("class_path"), package=package, key=f"{section}.class_path")
         _check_section(section, config[section], cls.__init__, LAUNCHER_ARGUMENTS.get(section, set()))
     from lightning.pytorch import Trainer
 

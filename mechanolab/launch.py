@@ -6,6 +6,7 @@ then the data.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -18,7 +19,6 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, RichProgressBar
-from lightning.pytorch.utilities import rank_zero_only
 
 from mechanolab import runs
 from mechanolab.callbacks.exact_resume import ExactResume, Preempted, batches_seen, derive_seed
@@ -26,7 +26,7 @@ from mechanolab.callbacks.figures import FigureWriter
 from mechanolab.callbacks.run_record import RunRecord
 from mechanolab.checkpoints import checkpoint_to_resume, keep_weights_only, load_weights, steps_in
 from mechanolab.config import RequestError, checkout, import_class, last_line
-from mechanolab.loggers import MetricsFile, start_wandb, truncate_metrics
+from mechanolab.loggers import MetricsFile, is_first_rank, start_wandb, truncate_metrics
 
 PREEMPTED = 75
 
@@ -36,7 +36,8 @@ class Parts(NamedTuple):
 
     config: dict[str, Any]
     module: LightningModule
-    data: LightningDataModule
+    data: Any
+    """A LightningDataModule with the project's own `stem`, `smoke`, `has_split` and `predict_on`."""
 
 
 def construct(config: dict[str, Any]) -> Parts:
@@ -80,38 +81,27 @@ def fit(
     run_id = run_id or runs.new_run_id()
     os.environ["WANDB_RUN_ID"] = run_id  # the other ranks are this command again, and must write to the same run
     folder = runs.run_folder(experiment, run_id)
-    group = os.environ.get("WANDB_RUN_GROUP") or experiment
-    checkpoint = None
-    lock = None
-    if rank_zero_only.rank == 0:
-        if _already_finished(folder, config):
-            return 0
-        checkpoint = checkpoint_to_resume(folder, resume)
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        lock = runs.lock_run(folder)
-        runs.write_config(folder, config)
-        truncate_metrics(folder / "metrics.jsonl", steps_in(checkpoint))
-        runs.write_json(folder / "environment.json", runs.environment(getattr(parts.data, "data_folder", None)))
-        runs.write_status(folder, "running", experiment=experiment, group=group, run_id=run_id, message=None)
-        doing = "continues at step" if checkpoint else "starts at step"
-        print(f"run {experiment}/{run_id} {doing} {steps_in(checkpoint)}", file=sys.stderr)
-    else:
-        checkpoint = checkpoint_to_resume(folder, resume)
-    try:
-        _train(parts, folder, run_id=run_id, group=group, checkpoint=checkpoint)
-    except Preempted:
-        _mark(folder, "preempted", message="stopped on request; the same command goes on from here")
-        print(f"run {experiment}/{run_id} stopped at a checkpoint; the same --run-id goes on", file=sys.stderr)
-        return PREEMPTED
-    except BaseException as error:
-        _mark(folder, "failed", message=last_line(error))
-        raise
-    if rank_zero_only.rank == 0:
-        if not keep_optimizer:
+    if is_first_rank() and _already_finished(folder, config):
+        return 0
+    checkpoint = checkpoint_to_resume(folder, resume)
+    with contextlib.ExitStack() as held:
+        if is_first_rank():
+            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+            held.enter_context(runs.lock_run(folder))
+            _open_run(parts, folder, experiment=experiment, checkpoint=checkpoint)
+        try:
+            _train(parts, folder, run_id=run_id, checkpoint=checkpoint)
+        except Preempted:
+            _mark(folder, "preempted", message="stopped on request; the same command goes on from here")
+            print(f"run {experiment}/{run_id} stopped at a checkpoint; the same --run-id goes on", file=sys.stderr)
+            return PREEMPTED
+        except BaseException as error:
+            _mark(folder, "failed", message=last_line(error))
+            raise
+        if is_first_rank() and not keep_optimizer:
             for path in (folder / "checkpoints").glob("*.ckpt"):
                 keep_weights_only(path)
         _mark(folder, "finished", message=None)
-        del lock
     return 0
 
 
@@ -143,13 +133,30 @@ def smoke(config: dict[str, Any], *, experiment: str) -> int:
 # -- the run ----------------------------------------------------------------------------------------------------------
 
 
-def _train(parts: Parts, folder: Path, *, run_id: str, group: str, checkpoint: Path | None) -> None:
+def _open_run(parts: Parts, folder: Path, *, experiment: str, checkpoint: Path | None) -> None:
+    """Write what a run folder says before the first step, and drop what a checkpoint does not know of."""
+    step = steps_in(checkpoint)
+    runs.write_config(folder, parts.config)
+    truncate_metrics(folder / "metrics.jsonl", step)
+    runs.write_json(folder / "environment.json", runs.environment(parts.data.data_folder))
+    runs.write_status(folder, "running", experiment=experiment, group=_group(experiment), message=None)
+    doing = "continues" if checkpoint else "starts"
+    print(f"run {experiment}/{folder.name} {doing} at step {step}", file=sys.stderr)
+
+
+def _group(experiment: str) -> str:
+    return os.environ.get("WANDB_RUN_GROUP") or experiment
+
+
+def _train(parts: Parts, folder: Path, *, run_id: str, checkpoint: Path | None) -> None:
     trainer_box: list[Trainer] = []
 
     def steps() -> int:
         return batches_seen(trainer_box[0]) if trainer_box else 0
 
-    wandb_run = start_wandb(folder, run_id=run_id, group=group, config=parts.config, batches_seen=steps)
+    wandb_run = start_wandb(
+        folder, run_id=run_id, group=_group(folder.parent.name), config=parts.config, batches_seen=steps
+    )
     loggers = [MetricsFile(folder / "metrics.jsonl", steps), *([wandb_run] if wandb_run else [])]
     trainer, resume = make_trainer(parts, folder, loggers=loggers)
     trainer_box.append(trainer)
@@ -254,7 +261,7 @@ def _already_finished(folder: Path, config: Mapping[str, Any]) -> bool:
 
 
 def _mark(folder: Path, state: str, **facts: Any) -> None:
-    if rank_zero_only.rank == 0 and folder.is_dir():
+    if is_first_rank():
         runs.write_status(folder, state, **facts)
 
 

@@ -14,7 +14,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import Logger, WandbLogger
@@ -62,6 +62,11 @@ class MetricsFile(Logger):
         }
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def is_first_rank() -> bool:
+    """Whether this process is the one that writes."""
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -115,7 +120,7 @@ def start_wandb(
 
     WANDB_MODE=offline or disabled and WANDB_PROJECT are honoured.
     """
-    if rank_zero_only.rank != 0:
+    if not is_first_rank():
         return None
     mode = os.environ.get("WANDB_MODE") or ""
     if not mode:
@@ -129,7 +134,7 @@ def start_wandb(
 
     online = mode in ("online", "shared") or (mode == "" and has_wandb_key())
 
-    def open_run(wandb_mode: str) -> Any:
+    def open_run(wandb_mode: Literal["online", "offline"]) -> Any:
         settings = wandb.Settings(
             silent=True, console="off", init_timeout=ROUTE_TIMEOUT_S, login_timeout=ROUTE_TIMEOUT_S, disable_git=True
         )

@@ -10,6 +10,7 @@ figures/, predictions/, wandb/
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import math
@@ -21,7 +22,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,21 +82,21 @@ def run_folder(experiment: str, run_id: str) -> Path:
     return runs_root() / experiment / run_id
 
 
-def lock_run(folder: Path) -> Any:
-    """Hold the run for this process until it ends.
+@contextlib.contextmanager
+def lock_run(folder: Path) -> Iterator[None]:
+    """Hold the run for this process.
 
     Raises:
         RequestError: another process is running it.
     """
-    handle = (folder / ".lock").open("w")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        handle.close()
-        raise RequestError(
-            f"run {folder.name} is being run by another process; wait for it or choose another --run-id"
-        ) from None
-    return handle
+    with (folder / ".lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RequestError(
+                f"run {folder.name} is being run by another process; wait for it or choose another --run-id"
+            ) from None
+        yield
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -156,7 +157,7 @@ def environment(data_folder: Path | None) -> dict[str, Any]:
     """What the run stood on: commit, versions, machine, checksums of its shards."""
     from importlib.metadata import PackageNotFoundError, version
 
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
             versions[package] = version(package)

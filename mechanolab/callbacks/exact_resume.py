@@ -22,8 +22,6 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-SAVE_EVERY_S = 300.0
-
 
 class Preempted(SystemExit):
     """The run was asked to stop, and has saved where it stands."""
@@ -44,8 +42,10 @@ class ExactResume(Checkpoint):
         metric: the monitored metric, as logged.
         mode: "min" or "max".
         missing_metric: called with the names that were logged when the monitored one is not among them; it raises.
-        save_every_s: seconds between checkpoints within an epoch.
     """
+
+    save_every_s = 300.0
+    """Seconds between checkpoints within an epoch."""
 
     def __init__(
         self,
@@ -55,14 +55,12 @@ class ExactResume(Checkpoint):
         metric: str,
         mode: str,
         missing_metric: Callable[[list[str]], None],
-        save_every_s: float = SAVE_EVERY_S,
     ) -> None:
         super().__init__()
         self.folder, self.seed, self.metric, self.mode = folder, seed, metric, mode
         self.best_score: float | None = None
         self.best_epoch: int | None = None
         self._missing_metric = missing_metric
-        self._save_every_s = save_every_s
         self._saved_at = time.monotonic()
         self._saved_batches = -1
         self._stop_requested = False
@@ -73,7 +71,7 @@ class ExactResume(Checkpoint):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Save and stop if it is time to, then seed the step."""
-        if self._decide(trainer, self._stop_requested or time.monotonic() - self._saved_at > self._save_every_s):
+        if self._decide(trainer, self._stop_requested or time.monotonic() - self._saved_at > self.save_every_s):
             self._save(trainer, within_epoch=True)
             if self._decide(trainer, self._stop_requested):
                 raise Preempted("stopped on request")
@@ -103,10 +101,10 @@ class ExactResume(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Point the training loader at the batch after the last one done, and listen for the request to stop."""
-        loops = trainer.fit_loop
+        loops: Any = trainer.fit_loop
         within = loops.epoch_progress.current.ready != loops.epoch_progress.current.processed
         done = loops.epoch_loop.batch_progress.current.completed if within else 0
-        loader = trainer.train_dataloader
+        loader: Any = trainer.train_dataloader
         if hasattr(loader, "load_state_dict"):
             loader.load_state_dict({"epoch": trainer.current_epoch, "batch": done})
         self._saved_batches = batches_seen(trainer)
@@ -203,7 +201,8 @@ class ExactResume(Checkpoint):
 
 def batches_seen(trainer: Trainer) -> int:
     """Training batches processed since the beginning of the run, over all its sittings."""
-    return int(trainer.fit_loop.epoch_loop.batch_progress.total.processed)
+    total: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+    return int(total.processed)
 
 
 def _settle(partial: Path, final: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -78,14 +78,14 @@ class FigureWriter(Callback):
         batch = join_batches(self._batches)
         self._batches, self._drawn_at = [], time.monotonic()
         with torch.inference_mode():
-            figures = pl_module.figures(batch)
+            figures = cast(Any, pl_module).figures(batch)
         write_figures(self.folder, {f"{stage}_{name}": figure for name, figure in figures.items()})
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 import wandb
 
                 images = {f"{stage}/{name}": wandb.Image(pixels(figure)) for name, figure in figures.items()}
-                logger.log_metrics(images)  # type: ignore[arg-type]
+                logger.log_metrics(images)
 
 
 def join_batches(batches: list[Any]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -66,4 +66,4 @@ class PredictionWriter(BasePredictionWriter):
             writer.writerows(sorted(rows, key=lambda row: row["sample_id"]))
         partial.replace(self.folder / "predictions.csv")
         with torch.inference_mode():
-            write_figures(self.folder, pl_module.figures(join_batches(self._batches)))
+            write_figures(self.folder, cast(Any, pl_module).figures(join_batches(self._batches)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -34,7 +34,7 @@ class RunRecord(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Look at the loss as often as it is logged; write if it is time to."""
-        if (batch_idx + 1) % trainer.log_every_n_steps == 0 or trainer.is_last_batch:
+        if (batch_idx + 1) % cast(Any, trainer).log_every_n_steps == 0 or trainer.is_last_batch:
             loss = outputs["loss"] if isinstance(outputs, dict) and "loss" in outputs else None
             if loss is not None and not bool(torch.isfinite(loss)):
                 raise RunFailedError(

@@ -65,11 +65,10 @@ def test_a_run_whose_process_is_gone_was_preempted(folder: Path) -> None:
 
 
 def test_two_processes_cannot_write_to_one_run(folder: Path) -> None:
-    lock = runs.lock_run(folder)
-    with pytest.raises(RequestError, match="another process"):
-        runs.lock_run(folder)
-    lock.close()
-    runs.lock_run(folder).close()
+    with runs.lock_run(folder), pytest.raises(RequestError, match="another process"), runs.lock_run(folder):
+        pass
+    with runs.lock_run(folder):
+        pass
 
 
 @pytest.mark.parametrize("run_id", ["", "../x", "a/b", "-x", "a" * 65])

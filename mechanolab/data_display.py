@@ -1,0 +1,95 @@
+"""How `mechanolab data` shows its work: a progress bar on a terminal, and what a data set holds as tables."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datamodules.shards.schema import Manifest
+
+
+@contextlib.contextmanager
+def progress_bar(doing: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+    """Show a bar with rate and remaining time on a terminal, and one line at the start elsewhere; all on stderr.
+
+    Args:
+        doing: What is being done, for example `simulating circular`.
+        total: How many there will be; None when nobody knows.
+        unit: What is counted, for example `samples`.
+
+    Yields:
+        A function to call with the number done so far.
+    """
+    from rich import progress as bars
+    from rich.console import Console
+
+    console = Console(stderr=True, markup=False, highlight=False)
+    if not console.is_terminal:
+        print(f"{doing}: {total if total is not None else 'all'} {unit}", file=sys.stderr)
+        yield lambda done: None
+        return
+    columns = (
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TextColumn("{task.fields[rate]}"),
+        bars.TimeRemainingColumn(),
+    )
+    with bars.Progress(*columns, console=console, transient=True) as display:
+        task = display.add_task(doing, total=total, rate="")
+        start = time.monotonic()
+
+        def advance(done: int) -> None:
+            rate = done / max(time.monotonic() - start, 1e-9)
+            display.update(task, completed=done, rate=f"{rate:.0f} {unit}/s")
+
+        yield advance
+
+
+def print_manifest(folder: Path, manifest: Manifest) -> None:
+    """Print fields, splits, provenance and best possible score of the data set in `folder` to stdout."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(markup=False, highlight=False, emoji=False)
+    if not console.is_terminal:
+        console = Console(markup=False, highlight=False, emoji=False, width=140)
+    counts = manifest.counts
+    print(f"{folder}: {manifest.stem} / {manifest.dataset}, format version {manifest.schema_version}")
+    print(f"{counts['samples']} samples, {counts['groups']} groups ({manifest.group_key}), {counts['shards']} shards")
+    fields = Table("field", "shape", "dtype", "unit", "axes", box=box.SIMPLE)
+    for name, field in manifest.fields.items():
+        shape = " x ".join(map(str, field.shape)) or "scalar"
+        fields.add_row(name, shape, field.dtype, field.unit, field.axes or "-")
+    console.print(fields)
+    splits = Table("split scheme", "by", "train", "val", "test", "unused", box=box.SIMPLE)
+    for name, scheme in manifest.splits.items():
+        cells = [
+            f"{scheme['samples'][split]} ({scheme['groups'][split]} groups)"
+            for split in ("train", "val", "test", "unused")
+        ]
+        splits.add_row(name, scheme["unit"], *cells)
+    console.print(splits)
+    provenance = dict(manifest.provenance)
+    best = provenance.pop("irreducible_error", None)
+    made = Table("provenance", "", box=box.SIMPLE)
+    for key, value in flatten(provenance).items():
+        made.add_row(key, str(value))
+    console.print(made)
+    if best is not None:
+        print(f"best possible: {best['metric']} {best['value']:.4g} ({best['how']})")
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested mappings into one from dotted keys to leaves, as JSON would give them back."""
+    leaves: dict[str, Any] = {}
+    for key, value in json.loads(json.dumps(values)).items():
+        leaves.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return leaves

@@ -1,0 +1,145 @@
+"""A run stopped anywhere and started again ends with the weights and metrics of the uninterrupted run, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_modules.circular import CircularRegression
+from mechanolab import launch, runs
+from mechanolab.callbacks.exact_resume import ExactResume, derive_seed
+from mechanolab.config import compose
+from mechanolab.loggers import read_metrics
+
+EPOCHS = 3
+BATCHES = 8  # of an epoch: 64 training samples in batches of 8
+WORDS = ["data.batch_size=8", f"trainer.max_epochs={EPOCHS}", "trainer.log_every_n_steps=1", "data.augment=true"]
+
+
+class PowerCut(BaseException):
+    """What a kill looks like from inside: nothing gets a chance to tidy up."""
+
+
+def fit(run_id: str, *, workers: int = 0, words: list[str] | None = None) -> int:
+    config = compose("circular_twin", overrides=[*(words or WORDS), f"data.num_workers={workers}"])
+    return launch.fit(config, experiment="circular_twin", run_id=run_id)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in line.items() if k != "time"} for line in read_metrics(folder / "metrics.jsonl")]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    a, b = weights(one), weights(other)
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+    assert lines(one) == lines(other)
+    assert runs.read_status(other)["state"] == "finished"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(places: Path) -> Path:
+    assert fit("whole") == 0
+    return places / "circular_twin" / "whole"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("save_every_s", "cuts"),
+    [(0.0, (2, BATCHES, BATCHES + 1)), (1e9, (BATCHES + 3, 3 * BATCHES - 1))],
+    ids=["saved every batch", "saved every epoch"],
+)
+def test_a_run_cut_at_any_step_ends_like_the_whole_run(
+    uninterrupted: Path, places: Path, monkeypatch: pytest.MonkeyPatch, save_every_s: float, cuts: tuple[int, ...]
+) -> None:
+    original = CircularRegression.training_step
+    for cut in cuts:
+        done = 0
+
+        def step(self: Any, batch: Any, batch_idx: int, cut: int = cut) -> Any:
+            nonlocal done
+            if done == cut:
+                raise PowerCut
+            done += 1
+            return original(self, batch, batch_idx)
+
+        monkeypatch.setattr(ExactResume, "save_every_s", save_every_s)
+        monkeypatch.setattr(CircularRegression, "training_step", step)
+        with pytest.raises(PowerCut):
+            fit(f"cut{cut}")
+        monkeypatch.undo()
+        assert runs.read_status(places / "circular_twin" / f"cut{cut}")["state"] == "failed"
+        assert fit(f"cut{cut}") == 0
+        assert_same_run(uninterrupted, places / "circular_twin" / f"cut{cut}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda n: n.name)
+def test_a_process_stopped_by_a_signal_goes_on_where_it_was(
+    uninterrupted: Path, places: Path, number: signal.Signals
+) -> None:
+    folder = places / "circular_twin" / number.name
+    words = [*WORDS, "data.num_workers=2", "--run-id", number.name]
+    command = [sys.executable, "-m", "mechanolab", "fit", "circular_twin", *words]
+    process = subprocess.Popen(command, env=dict(os.environ), stderr=subprocess.PIPE, text=True)
+    reached = 11  # in the second epoch
+    deadline = time.monotonic() + 120
+    while not any(line["step"] >= reached for line in read_metrics(folder / "metrics.jsonl")):
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+        assert runs.read_run(folder).state == "preempted"
+    else:
+        assert process.returncode == 75, said
+        assert runs.read_status(folder)["state"] == "preempted"
+    assert subprocess.run(command, env=dict(os.environ), capture_output=True, check=False).returncode == 0
+    assert_same_run(uninterrupted, folder)  # which had no workers: batches must not depend on them
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_left_alone_and_another_configuration_is_refused(
+    uninterrupted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (uninterrupted / "metrics.jsonl").read_bytes()
+    assert fit("whole") == 0
+    assert "finished already" in capsys.readouterr().err
+    assert (uninterrupted / "metrics.jsonl").read_bytes() == before
+    with pytest.raises(launch.RequestError, match=r"made with data\.batch_size = 8, not 4; choose another --run-id"):
+        fit("whole", words=["data.batch_size=4", *WORDS[1:]])
+    checkpoint = torch.load(uninterrupted / "checkpoints" / "best.ckpt", weights_only=True)
+    assert set(checkpoint) == {
+        "state_dict", "hyper_parameters", "pytorch-lightning_version", "epoch", "global_step", "batches_seen",
+    }  # fmt: skip
+    with pytest.raises(launch.RequestError, match="holds weights only"):
+        launch.fit(
+            compose("circular_twin", overrides=WORDS), experiment="circular_twin", run_id="b", resume=uninterrupted
+        )
+
+
+def test_seeds_differ_in_every_part() -> None:
+    seeds = {
+        derive_seed(seed, stage, epoch, batch)
+        for seed in (0, 1)
+        for stage in "ab"
+        for epoch in (0, 1)
+        for batch in (0, 1)
+    }
+    assert len(seeds) == 16
+    assert all(0 <= seed < 2**63 for seed in seeds)
