@@ -12,22 +12,20 @@ import contextlib
 import dataclasses
 import importlib
 import json
-import multiprocessing
 import os
 import pkgutil
 import re
-import signal
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Future
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mechanolab.config import RequestError, data_root, nearest
-from mechanolab.data_display import flatten, print_manifest, progress_bar
+from mechanolab.config import RequestError, data_root, flatten, nearest
+from mechanolab.data_display import counted, print_manifest, progress_bar
 
 SAMPLES_ON_SHEET = 24
 SERIAL_SECONDS = 4.0
@@ -153,8 +151,8 @@ def verify(folder: Path, *, workers: int | None = None) -> int:
     for line in lines:
         print(line)
     faults = sum(not line.startswith(NOTE) for line in lines)
-    held = f"{manifest.counts['samples']} samples in {len(manifest.shards)} shards"
-    print(f"{folder}: {held}, {f'{faults} faults' if faults else 'no fault'}")
+    held = f"{counted(manifest.counts['samples'], 'sample')} in {counted(len(manifest.shards), 'shard')}"
+    print(f"{folder}: {held}, {counted(faults, 'fault') if faults else 'no fault'}")
     return 1 if faults else 0
 
 
@@ -252,7 +250,8 @@ def _stands_already(folder: Path, stem: str, provenance: dict[str, Any], *, keys
     if not (folder / MANIFEST_NAME).exists():
         return False
     manifest = Manifest.read(folder)
-    wanted = flatten({"stem": stem, **{key: provenance[key] for key in keys}})
+    as_stored = json.loads(json.dumps(provenance))
+    wanted = flatten({"stem": stem, **{key: as_stored[key] for key in keys}})
     present = flatten({"stem": manifest.stem, **{key: manifest.provenance.get(key) for key in keys}})
     different = [key for key in {**wanted, **present} if wanted.get(key) != present.get(key)]
     if different:
@@ -261,7 +260,10 @@ def _stands_already(folder: Path, stem: str, provenance: dict[str, Any], *, keys
             f"{folder} already holds a data set with {key} {present.get(key)!r}, not {wanted.get(key)!r}; "
             "choose another --out or remove the folder"
         )
-    print(f"{folder} is there already: {manifest.counts['samples']} samples, made in the same way", file=sys.stderr)
+    print(
+        f"{folder} is there already: {counted(manifest.counts['samples'], 'sample')}, made in the same way",
+        file=sys.stderr,
+    )
     return True
 
 
@@ -301,13 +303,18 @@ def _write(
     written = manifest.counts["samples"]
     size = sum(shard["bytes"] for shard in manifest.shards) / 1e6
     rate = written / max(seconds, 1e-9)
-    print(f"{folder}: {written} samples, {size:.1f} MB, in {seconds:.1f} s ({rate:.0f} samples/s)", file=sys.stderr)
+    print(
+        f"{folder}: {counted(written, 'sample')}, {size:.1f} MB, in {seconds:.1f} s ({rate:.0f} samples/s)",
+        file=sys.stderr,
+    )
 
 
 def _simulated(
     module: ModuleType, seed: int, sizes: Sequence[int], parameters: Any, workers: int | None
 ) -> Iterator[Any]:
     """The samples of all groups in order, whoever makes them."""
+    from datamodules.shards.processes import worker_pool
+
     start = time.monotonic()
     yield from module.simulate_group(seed, 0, sizes[0], parameters)
     expected = (time.monotonic() - start) * (len(sizes) - 1)
@@ -318,7 +325,7 @@ def _simulated(
         for group in range(1, len(sizes)):
             yield from module.simulate_group(seed, group, sizes[group], parameters)
         return
-    with _pool(workers, module) as pool:
+    with worker_pool(workers, module.__name__) as pool:
         running: deque[Future[list[Any]]] = deque()
         for group in range(1, len(sizes)):
             running.append(pool.submit(module.simulate_group, seed, group, sizes[group], parameters))
@@ -327,36 +334,6 @@ def _simulated(
                 yield from running.popleft().result()
         while running:
             yield from running.popleft().result()
-
-
-@contextlib.contextmanager
-def _pool(workers: int, module: ModuleType) -> Iterator[ProcessPoolExecutor]:
-    """Worker processes with one thread each; a fork server, because this process runs a progress display's thread."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([module.__name__])
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    previous = {name: os.environ.get(name) for name in names}
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker, initargs=(module.__name__,))
-    try:
-        # the numeric libraries read these once, when the fork server loads them
-        os.environ.update(dict.fromkeys(names, "1"))
-        pool.submit(os.getpid).result()
-    finally:
-        for name, value in previous.items():
-            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _begin_worker(module: str) -> None:
-    # Ctrl-C reaches the whole process group: the parent alone decides what happens then
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    importlib.import_module(module)
-    opencv = sys.modules.get("cv2")
-    if opencv is not None:
-        opencv.setNumThreads(0)
 
 
 def _cores() -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mechanolab.config import flatten
 
 if TYPE_CHECKING:
     from datamodules.shards.schema import Manifest
@@ -63,7 +64,8 @@ def print_manifest(folder: Path, manifest: Manifest) -> None:
         console = Console(markup=False, highlight=False, emoji=False, width=140)
     counts = manifest.counts
     print(f"{folder}: {manifest.stem} / {manifest.dataset}, format version {manifest.schema_version}")
-    print(f"{counts['samples']} samples, {counts['groups']} groups ({manifest.group_key}), {counts['shards']} shards")
+    groups = f"{counted(counts['groups'], 'group')} ({manifest.group_key})"
+    print(f"{counted(counts['samples'], 'sample')}, {groups}, {counted(counts['shards'], 'shard')}")
     fields = Table("field", "shape", "dtype", "unit", "axes", box=box.SIMPLE)
     for name, field in manifest.fields.items():
         shape = " x ".join(map(str, field.shape)) or "scalar"
@@ -72,7 +74,7 @@ def print_manifest(folder: Path, manifest: Manifest) -> None:
     splits = Table("split scheme", "by", "train", "val", "test", "unused", box=box.SIMPLE)
     for name, scheme in manifest.splits.items():
         cells = [
-            f"{scheme['samples'][split]} ({scheme['groups'][split]} groups)"
+            f"{scheme['samples'][split]} ({counted(scheme['groups'][split], 'group')})"
             for split in ("train", "val", "test", "unused")
         ]
         splits.add_row(name, scheme["unit"], *cells)
@@ -87,9 +89,6 @@ def print_manifest(folder: Path, manifest: Manifest) -> None:
         print(f"best possible: {best['metric']} {best['value']:.4g} ({best['how']})")
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested mappings into one from dotted keys to leaves, as JSON would give them back."""
-    leaves: dict[str, Any] = {}
-    for key, value in json.loads(json.dumps(values)).items():
-        leaves.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return leaves
+def counted(number: int, noun: str) -> str:
+    """Return `1 shard`, `2 shards`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

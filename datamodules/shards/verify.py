@@ -1,0 +1,203 @@
+"""Verification: everything that can be wrong with a data set on disk, one line per fault.
+
+Reading checks what it touches; this checks everything: sha256 of every file, links, external and virtual storage,
+shapes, dtypes, chunks and filters, units and axes, every value's checksum, NaN and infinity, the index against the
+shards, and that no group lies in two splits of a scheme by group.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import as_completed
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from datamodules.shards.attributes import read_attribute
+from datamodules.shards.index import Index, read_index
+from datamodules.shards.opening import check_root, checked_dataset, open_file
+from datamodules.shards.processes import worker_pool
+from datamodules.shards.schema import INDEX_NAME, SPLIT_CODES, Field, Manifest, ShardError
+from datamodules.shards.splits import split_counts
+
+NOTE = "note: "
+"""Lines that start so are worth knowing but no fault."""
+_BLOCK_BYTES = 16 * 2**20
+
+
+def verify_dataset(folder: Path | str, *, workers: int = 1, on_shard: Callable[[int], None] | None = None) -> list[str]:
+    """Check a data set completely.
+
+    Args:
+        folder: The data set's own folder.
+        workers: Processes that read shards at the same time.
+        on_shard: Called with the number of shards checked so far, after each.
+
+    Returns:
+        One line per fault, each naming the file; lines that start with `note: ` are not faults. No fault and no note
+        is an empty list.
+
+    Raises:
+        FileNotFoundError: There is no data set in `folder`.
+        ValueError: `workers` is not positive.
+    """
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    folder = Path(folder)
+    try:
+        manifest = Manifest.read(folder)
+    except ShardError as error:
+        return [str(error)]
+    lines = verify_index(folder, manifest)
+    by_shard: dict[int, list[str]] = {}
+    for number, found in _each_shard(folder, manifest, workers):
+        by_shard[number] = found
+        if on_shard is not None:
+            on_shard(len(by_shard))
+    for number in sorted(by_shard):
+        lines += by_shard[number]
+    known = {INDEX_NAME, *(shard["name"] for shard in manifest.shards)}
+    lines += [f"{path} is not listed in the manifest" for path in sorted(folder.glob("*.h5")) if path.name not in known]
+    return lines
+
+
+def _each_shard(folder: Path, manifest: Manifest, workers: int) -> Iterator[tuple[int, list[str]]]:
+    count = len(manifest.shards)
+    if min(workers, count) == 1:
+        for number in range(count):
+            yield number, verify_shard(folder, manifest, number)
+        return
+    with worker_pool(min(workers, count), __name__) as pool:
+        futures = {pool.submit(verify_shard, folder, manifest, number): number for number in range(count)}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+
+
+def verify_shard(folder: Path, manifest: Manifest, number: int) -> list[str]:
+    """Check one shard file; one line per fault.
+
+    Args:
+        folder: The data set's own folder.
+        manifest: Of the data set.
+        number: Of the shard.
+    """
+    entry = manifest.shards[number]
+    path = folder / entry["name"]
+    lines = _check_digest(path, entry["sha256"])
+    try:
+        with open_file(path, nbytes=entry["bytes"]) as file:
+            lines += _faults(check_root, file, path, manifest, shard=number)
+            lines += _foreign_objects(file, path, set(manifest.fields))
+            for name, field in manifest.fields.items():
+                lines += _faults(_check_values, file, path, name, field, entry["samples"])
+    except ShardError as error:
+        lines.append(str(error))
+    return lines
+
+
+def _check_digest(path: Path, expected: str) -> list[str]:
+    try:
+        if path.is_symlink():
+            return []  # opening refuses it with a better sentence
+        with path.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return []
+    return [] if found == expected else [f"{path} has changed since it was written: its sha256 differs"]
+
+
+def _faults(check: Callable[..., None], *arguments: object, **named: object) -> list[str]:
+    try:
+        check(*arguments, **named)
+    except ShardError as error:
+        return [str(error)]
+    return []
+
+
+def _foreign_objects(file: h5py.File, path: Path, known: set[str]) -> list[str]:
+    try:
+        names = list(file)
+    except (OSError, RuntimeError) as error:
+        return [f"{path} is damaged: its contents cannot be listed ({error})"]
+    return [f"{path} holds {name!r}, which the manifest does not name" for name in names if name not in known]
+
+
+def _check_values(file: h5py.File, path: Path, name: str, field: Field, samples: int) -> None:
+    dataset = checked_dataset(
+        file, path, name, shape=(samples, *field.shape), dtype=field.dtype, chunks=(1, *field.shape)
+    )
+    for key, expected in (("unit", field.unit), ("axes", field.axes)):
+        found = read_attribute(dataset, path, key)
+        if found != expected:
+            raise ShardError(f"{path}: field {name!r} has {key} {found!r}, the manifest says {expected!r}")
+    rows = max(1, _BLOCK_BYTES // max(1, field.nbytes))
+    for start in range(0, samples, rows):
+        stop = min(start + rows, samples)
+        try:
+            values = dataset[start:stop]
+        except (OSError, RuntimeError) as error:
+            raise ShardError(
+                f"{path}: field {name!r} is damaged in rows {start} to {stop - 1}: a checksum does not match ({error})"
+            ) from error
+        if values.dtype.kind == "f":
+            bad = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+            if bad.any():
+                row = start + int(np.argmax(bad))
+                raise ShardError(f"{path}: field {name!r} of row {row} has NaN or infinite values")
+
+
+def verify_index(folder: Path, manifest: Manifest) -> list[str]:
+    """Check `index.h5` against the manifest and the rules of the format; one line per fault or note."""
+    path = folder / INDEX_NAME
+    lines = _check_digest(path, manifest.index["sha256"])
+    try:
+        index = read_index(folder, manifest, schemes=list(manifest.splits))
+    except ShardError as error:
+        return [*lines, str(error)]
+    lines += [f"{path}: {fault}" for fault in _index_faults(manifest, index)]
+    for name, scheme in manifest.splits.items():
+        lines += _split_lines(path, name, scheme, index)
+    return lines
+
+
+def _index_faults(manifest: Manifest, index: Index) -> Iterator[str]:
+    sizes = [shard["samples"] for shard in manifest.shards]
+    if not np.array_equal(index.shard, np.repeat(np.arange(len(sizes)), sizes)) or not np.array_equal(
+        index.row, np.concatenate([np.arange(size) for size in sizes])
+    ):
+        yield "the samples are not stored in the order of the shards and rows"
+    names, counts = np.unique(index.sample_id, return_counts=True)
+    if len(names) != len(index.sample_id):
+        yield f"sample id {names[np.argmax(counts)].decode('utf-8', 'replace')!r} occurs twice"
+    if len(np.unique(index.group_name)) != len(index.group_name):
+        yield "two groups have the same name"
+    used = np.unique(index.group)
+    if len(used) != len(index.group_name):
+        yield f"{len(index.group_name) - len(used)} groups have no sample"
+    if 1 + np.count_nonzero(np.diff(index.group)) != len(used):
+        yield "the samples of a group do not follow each other"
+
+
+def _split_lines(path: Path, name: str, scheme: dict[str, object], index: Index) -> Iterator[str]:
+    codes = index.splits[name]
+    if any(scheme.get(key) != value for key, value in split_counts(codes, index.group).items()):
+        yield f"{path}: split scheme {name!r} does not have the counts of the manifest"
+    splits_of_group = np.zeros((len(index.group_name), len(SPLIT_CODES)), dtype=bool)
+    used = codes >= 0
+    splits_of_group[index.group[used], codes[used]] = True
+    shared = np.flatnonzero(splits_of_group.sum(axis=1) > 1)
+    if not len(shared):
+        return
+    if scheme["unit"] == "group":
+        group = index.group_name[shared[0]].decode("utf-8", "replace")
+        yield (
+            f"{path}: split scheme {name!r} is by group but {len(shared)} groups lie in more than one split, "
+            f"for example {group!r}: test samples leak into training"
+        )
+    else:
+        yield (
+            f"{NOTE}split scheme {name!r} is by sample and leaks by design: {len(shared)} of {len(index.group_name)} "
+            "groups lie in more than one split"
+        )
