@@ -182,12 +182,12 @@ def _sweep(options: argparse.Namespace) -> int:
     from mechanolab.sweeps import local, wandb_agent
     from mechanolab.sweeps.sweep_file import load_sweep
 
-    sweep = load_sweep(options.sweep, name=options.name)
+    sweep = load_sweep(options.sweep, name=options.name, arguments=options.overrides)
     if options.dry_run:
         return local.dry_run(sweep)
     if options.wandb:
-        return wandb_agent.register_and_run(sweep)
-    return local.run_sweep(sweep, workers=options.workers)
+        return wandb_agent.register_and_run(sweep, workers=options.workers)
+    return local.run_sweep(sweep, workers=options.workers, retry_failed=options.retry_failed)
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -299,11 +299,13 @@ def _parser() -> argparse.ArgumentParser:
     verify = command("verify", _verify, "check every byte of a data set", kinds)
     verify.add_argument("folder", type=Path, metavar="DIR")
 
-    sweep = command("sweep", _sweep, "run a sweep file to its end, or go on with it")
+    sweep = command("sweep", _sweep, "run a sweep file to its end, or go on with it", takes_overrides=True)
+    sweep.usage = "mechanolab sweep SWEEP [key=value ...] [options]"
     sweep.add_argument("sweep", help="a name in sweeps/ or the path of a YAML file")
     sweep.add_argument("--workers", type=int, metavar="N", help="trials at a time; default: one per GPU, else per core")
     sweep.add_argument("--name", metavar="NAME", help="begin or continue under another name")
     sweep.add_argument("--wandb", action="store_true", help="let W&B choose the trials (needs a key)")
+    sweep.add_argument("--retry-failed", action="store_true", help="try failed trials once more")
     sweep.add_argument("--dry-run", action="store_true", help="print the trials' command lines")
 
     compare = command("compare", _compare, "table and HTML report of runs")

@@ -70,6 +70,21 @@ def last_line(error: BaseException) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings to one mapping with dotted keys; lists stay values.
+
+    >>> flatten({"module": {"learning_rate": 0.1, "widths": [1, 2]}})
+    {'module.learning_rate': 0.1, 'module.widths': [1, 2]}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
 def experiment_names() -> list[str]:
     """Names that `fit` accepts: every YAML file of experiments/ that does not begin with an underscore."""
     return sorted(p.stem for p in (checkout() / "experiments").glob("*.yaml") if not p.name.startswith("_"))

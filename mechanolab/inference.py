@@ -26,7 +26,7 @@ def evaluate(
     Raises:
         RequestError: no such run or checkpoint, or wrong data.
     """
-    parts = construct(config)
+    parts = construct(_without_pretraining(config, run_id))
     set_up(parts.data, stage)
     folder = None
     if run_id is not None:
@@ -59,7 +59,7 @@ def predict(
     Raises:
         RequestError: no such run, checkpoint, split or image.
     """
-    parts = construct(config)
+    parts = construct(_without_pretraining(config, run_id))
     folder = runs.run_folder(experiment, run_id)
     load_weights(parts.module, checkpoint_file(folder, checkpoint))
     files = _image_files(inputs) if inputs else None
@@ -76,6 +76,13 @@ def predict(
     except (ValueError, OSError) as error:
         raise RequestError(last_line(error)) from error
     return out
+
+
+def _without_pretraining(config: dict[str, Any], run_id: str | None) -> dict[str, Any]:
+    """A checkpoint replaces all weights, so the file that training started from need not be there any more."""
+    if run_id is None or "pretrained_weights" not in config["module"]:
+        return config
+    return {**config, "module": {**config["module"], "pretrained_weights": None}}
 
 
 def _image_files(inputs: Sequence[Path]) -> list[Path]:

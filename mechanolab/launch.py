@@ -25,8 +25,8 @@ from mechanolab.callbacks.exact_resume import ExactResume, Preempted, batches_se
 from mechanolab.callbacks.figures import FigureWriter
 from mechanolab.callbacks.run_record import RunRecord
 from mechanolab.checkpoints import checkpoint_to_resume, keep_weights_only, load_weights, steps_in
-from mechanolab.config import RequestError, checkout, import_class, last_line
-from mechanolab.loggers import MetricsFile, is_first_rank, start_wandb, truncate_metrics
+from mechanolab.config import RequestError, checkout, flatten, import_class, last_line
+from mechanolab.loggers import MetricsFile, is_first_rank, start_wandb
 
 PREEMPTED = 75
 
@@ -137,7 +137,7 @@ def _open_run(parts: Parts, folder: Path, *, experiment: str, checkpoint: Path |
     """Write what a run folder says before the first step, and drop what a checkpoint does not know of."""
     step = steps_in(checkpoint)
     runs.write_config(folder, parts.config)
-    truncate_metrics(folder / "metrics.jsonl", step)
+    runs.truncate_metrics(folder / "metrics.jsonl", step)
     runs.write_json(folder / "environment.json", runs.environment(parts.data.data_folder))
     runs.write_status(folder, "running", experiment=experiment, group=_group(experiment), message=None)
     doing = "continues" if checkpoint else "starts"
@@ -243,17 +243,13 @@ def _already_finished(folder: Path, config: Mapping[str, Any]) -> bool:
     if not (folder / "config.yaml").is_file():
         return False
     stored = runs.read_config(folder)
-    differing = [
-        key
-        for key in sorted({*_flatten(stored), *_flatten(config)})
-        if key != "data.data_root" and _flatten(stored).get(key) != _flatten(config).get(key)
-    ]
-    if differing:
-        key = differing[0]
-        raise RequestError(
-            f"run {folder.parent.name}/{folder.name} was made with {key} = {_flatten(stored).get(key)!r}, "
-            f"not {_flatten(config).get(key)!r}; choose another --run-id"
-        )
+    made, asked = flatten(stored), flatten(config)
+    for key in sorted({*made, *asked} - {"data.data_root"}):
+        if made.get(key) != asked.get(key):
+            raise RequestError(
+                f"run {folder.parent.name}/{folder.name} was made with {key} = {made.get(key)!r}, "
+                f"not {asked.get(key)!r}; choose another --run-id"
+            )
     if runs.read_status(folder).get("state") == "finished":
         print(f"run {folder.parent.name}/{folder.name} is finished already; nothing to do", file=sys.stderr)
         return True
@@ -288,16 +284,6 @@ def set_up(data: LightningDataModule, stage: str) -> None:
         data.setup(stage)
     except (ValueError, OSError) as error:
         raise RequestError(last_line(error)) from None
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _quieten() -> None:

@@ -187,8 +187,6 @@ def read_run(folder: Path) -> Run:
     Raises:
         RequestError: the folder is not a run.
     """
-    from mechanolab.loggers import read_metrics
-
     config, status = read_config(folder), read_status(folder)
     history = read_metrics(folder / "metrics.jsonl")
     summary: dict[str, float] = {}
@@ -214,6 +212,31 @@ def read_run(folder: Path) -> Run:
         history=history,
         irreducible_error=(facts.get("data") or {}).get("irreducible_error"),
     )
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Every line of a metrics.jsonl; a last line cut short by a kill is left out."""
+    lines: list[dict[str, Any]] = []
+    if path.is_file():
+        for text in path.read_text(encoding="utf-8").splitlines():
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError:
+                continue
+            lines.append({k: float(v) if v in ("nan", "inf", "-inf") else v for k, v in line.items()})
+    return lines
+
+
+def truncate_metrics(path: Path, step: int) -> None:
+    """Keep the lines up to `step`, and none of a test that a resumed run will repeat."""
+    kept = [
+        line
+        for line in read_metrics(path)
+        if line["step"] <= step and not any(name.startswith("test/") for name in line)
+    ]
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    partial.replace(path)
 
 
 def find_runs(name: str | None = None) -> list[Run]:

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_modules.circular import CircularRegression
+from lightning_modules.circular import CircularRegression, QuadrantClassifier
 from mechanolab import launch, runs
 from mechanolab.callbacks.exact_resume import ExactResume, derive_seed
 from mechanolab.config import compose
-from mechanolab.loggers import read_metrics
+from mechanolab.runs import read_metrics
 
 EPOCHS = 3
 BATCHES = 8  # of an epoch: 64 training samples in batches of 8
@@ -28,8 +28,8 @@ class PowerCut(BaseException):
     """What a kill looks like from inside: nothing gets a chance to tidy up."""
 
 
-def fit(run_id: str, *, workers: int = 0, words: list[str] | None = None) -> int:
-    config = compose("circular_twin", overrides=[*(words or WORDS), f"data.num_workers={workers}"])
+def fit(run_id: str, *, words: list[str] = WORDS, values: dict[str, Any] | None = None) -> int:
+    config = compose("circular_twin", values=values, overrides=words)
     return launch.fit(config, experiment="circular_twin", run_id=run_id)
 
 
@@ -84,6 +84,30 @@ def test_a_run_cut_at_any_step_ends_like_the_whole_run(
         assert runs.read_status(places / "circular_twin" / f"cut{cut}")["state"] == "failed"
         assert fit(f"cut{cut}") == 0
         assert_same_run(uninterrupted, places / "circular_twin" / f"cut{cut}")
+
+
+@pytest.mark.slow
+def test_dropout_and_a_schedule_that_looks_at_a_metric_are_resumed_too(
+    places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = {"class_path": "lightning_modules.circular.QuadrantClassifier", "class_weights": None}
+    module = {**section, "learning_rate": 1e-6, "momentum": 0.9, "weight_decay": 0.0}
+    assert fit("quadrants", values={"module": module}) == 0
+    original = QuadrantClassifier.training_step
+
+    def step(self: Any, batch: Any, batch_idx: int) -> Any:
+        if self.current_epoch == EPOCHS - 1 and batch_idx == 2:
+            raise PowerCut
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(QuadrantClassifier, "training_step", step)
+    with pytest.raises(PowerCut):
+        fit("cut", values={"module": module})
+    checkpoint = torch.load(places / "circular_twin" / "cut" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["lr_schedulers"][0]["last_epoch"] == EPOCHS - 1
+    monkeypatch.undo()
+    assert fit("cut", values={"module": module}) == 0
+    assert_same_run(places / "circular_twin" / "quadrants", places / "circular_twin" / "cut")
 
 
 @pytest.mark.slow

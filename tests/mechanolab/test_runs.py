@@ -11,7 +11,8 @@ import pytest
 
 from mechanolab import runs
 from mechanolab.config import RequestError
-from mechanolab.loggers import MetricsFile, read_metrics, truncate_metrics
+from mechanolab.loggers import MetricsFile
+from mechanolab.runs import read_metrics, truncate_metrics
 
 CONFIG = {"monitor": {"metric": "val/angular_error_deg", "mode": "min"}, "module": {"learning_rate": 0.1}}
 
