@@ -14,8 +14,9 @@ Training pictures are turned, shifted, zoomed and mirrored on the fly, label and
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import cv2
@@ -58,7 +59,10 @@ class CircularData(LightningDataModule):
     """
 
     stem = "circular"
-    smoke: dict[str, Any] = {"batch_size": 1, "num_workers": 0}  # noqa: RUF012 (read by the launcher, never changed)
+    smoke: Mapping[str, Any] = MappingProxyType(
+        {"batch_size": 1, "num_workers": 0, "dataset": "twin", "split": "default"}
+    )
+    """What a smoke run on a simulated fixture sets."""
 
     def __init__(
         self,

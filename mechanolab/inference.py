@@ -36,7 +36,7 @@ def evaluate(
         raise RequestError(
             f"{stage} needs a trained run: name one with --run ID (mechanolab runs {experiment} lists them)"
         )
-    trainer, _ = make_trainer(parts, folder, loggers=[])
+    trainer, _ = make_trainer(parts, folder)
     results = getattr(trainer, stage)(parts.module, datamodule=parts.data, verbose=False)
     return {name: float(value) for result in results for name, value in result.items()}
 
@@ -70,7 +70,7 @@ def predict(
     set_up(parts.data, "predict")
     name = f"input-{inputs[0].resolve().stem}" if inputs else split
     out = folder / "predictions" / name
-    trainer, _ = make_trainer(parts, None, loggers=[], extra=[PredictionWriter(out)])
+    trainer, _ = make_trainer(parts, None, extra=[PredictionWriter(out)])
     try:
         trainer.predict(parts.module, datamodule=parts.data, return_predictions=False)
     except (ValueError, OSError) as error:

@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,18 +79,20 @@ def fit(
         raise RequestError(f"{config['module']['class_path']} needs no training; use: mechanolab test {experiment}")
     set_up(parts.data, "fit")
     run_id = run_id or runs.new_run_id()
-    os.environ["WANDB_RUN_ID"] = run_id  # the other ranks are this command again, and must write to the same run
     folder = runs.run_folder(experiment, run_id)
     if is_first_rank() and _already_finished(folder, config):
         return 0
     checkpoint = checkpoint_to_resume(folder, resume)
+    trainer, exact_resume = make_trainer(parts, folder)
     with contextlib.ExitStack() as held:
+        # the other ranks are this command again, and must join the same run
+        held.enter_context(_environment(WANDB_RUN_ID=run_id))
         if is_first_rank():
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             held.enter_context(runs.lock_run(folder))
             _open_run(parts, folder, experiment=experiment, checkpoint=checkpoint)
         try:
-            _train(parts, folder, run_id=run_id, checkpoint=checkpoint)
+            _train(parts, trainer, exact_resume, folder, run_id=run_id, checkpoint=checkpoint)
         except Preempted:
             _mark(folder, "preempted", message="stopped on request; the same command goes on from here")
             print(f"run {experiment}/{run_id} stopped at a checkpoint; the same --run-id goes on", file=sys.stderr)
@@ -111,7 +113,6 @@ def smoke(config: dict[str, Any], *, experiment: str) -> int:
 
     config = {key: dict(value) if isinstance(value, dict) else value for key, value in config.items()}
     data_class = import_class(config["data"]["class_path"], package="datamodules", key="data.class_path")
-    previous = {name: os.environ.get(name) for name in ("MECHANOLAB_RUNS", "WANDB_MODE")}
     with tempfile.TemporaryDirectory(prefix="mechanolab-smoke-") as scratch:
         stem = data_class.stem  # type: ignore[attr-defined]
         data_commands.simulate(stem, out=Path(scratch) / "data" / stem / "twin", count=4, seed=0, workers=1)
@@ -119,13 +120,9 @@ def smoke(config: dict[str, Any], *, experiment: str) -> int:
         config["trainer"].update(
             max_epochs=1, limit_train_batches=1, limit_val_batches=1, limit_test_batches=1, log_every_n_steps=1
         )
-        os.environ.update(MECHANOLAB_RUNS=f"{scratch}/runs", WANDB_MODE="disabled")
-        try:
+        with _environment(MECHANOLAB_RUNS=f"{scratch}/runs", WANDB_MODE="disabled"):
             code = fit(config, experiment=experiment, run_id="smoke")
             run = runs.read_run(Path(scratch) / "runs" / experiment / "smoke")
-        finally:
-            for name, value in previous.items():
-                os.environ.pop(name, None) if value is None else os.environ.update({name: value})
     print(f"smoke {experiment}: " + "  ".join(f"{k} {v:.4g}" for k, v in run.summary.items() if k != "best"))
     return code
 
@@ -144,23 +141,35 @@ def _open_run(parts: Parts, folder: Path, *, experiment: str, checkpoint: Path |
     print(f"run {experiment}/{folder.name} {doing} at step {step}", file=sys.stderr)
 
 
+@contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Set environment variables for as long as the block runs."""
+    previous = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in previous.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
 def _group(experiment: str) -> str:
     return os.environ.get("WANDB_RUN_GROUP") or experiment
 
 
-def _train(parts: Parts, folder: Path, *, run_id: str, checkpoint: Path | None) -> None:
-    trainer_box: list[Trainer] = []
-
+def _train(
+    parts: Parts, trainer: Trainer, resume: ExactResume, folder: Path, *, run_id: str, checkpoint: Path | None
+) -> None:
     def steps() -> int:
-        return batches_seen(trainer_box[0]) if trainer_box else 0
+        return batches_seen(trainer)
 
-    wandb_run = start_wandb(
-        folder, run_id=run_id, group=_group(folder.parent.name), config=parts.config, batches_seen=steps
-    )
-    loggers = [MetricsFile(folder / "metrics.jsonl", steps), *([wandb_run] if wandb_run else [])]
-    trainer, resume = make_trainer(parts, folder, loggers=loggers)
-    trainer_box.append(trainer)
-    status = "failed"
+    group = _group(folder.parent.name)
+    wandb_run = start_wandb(folder, run_id=run_id, group=group, config=parts.config, batches_seen=steps)
+    trainer.loggers = [MetricsFile(folder / "metrics.jsonl", steps), *([wandb_run] if wandb_run else [])]
+    exit_code = 1
     try:
         trainer.fit(parts.module, datamodule=parts.data, ckpt_path=checkpoint, weights_only=True)
         best = folder / "checkpoints" / "best.ckpt"
@@ -168,17 +177,14 @@ def _train(parts: Parts, folder: Path, *, run_id: str, checkpoint: Path | None) 
             load_weights(parts.module, best)
         if parts.data.has_split("test"):
             trainer.test(parts.module, datamodule=parts.data, verbose=False)
-        status = "finished"
+        exit_code = 0
     finally:
         if wandb_run is not None:
-            if status == "finished":
-                wandb_run.experiment.summary.update({"best_epoch": resume.best_epoch, "best_score": resume.best_score})
-            wandb_run.experiment.finish(exit_code=0 if status == "finished" else 1)
+            wandb_run.experiment.summary.update({"best_epoch": resume.best_epoch, "best_score": resume.best_score})
+            wandb_run.experiment.finish(exit_code=exit_code)
 
 
-def make_trainer(
-    parts: Parts, folder: Path | None, *, loggers: list[Any], extra: Sequence[Callback] = ()
-) -> tuple[Trainer, ExactResume]:
+def make_trainer(parts: Parts, folder: Path | None, *, extra: Sequence[Callback] = ()) -> tuple[Trainer, ExactResume]:
     """A Trainer with the project's callbacks; those that write into a run folder only where there is one.
 
     Raises:
@@ -210,7 +216,7 @@ def make_trainer(
     try:
         trainer = Trainer(
             **options,
-            logger=loggers or False,
+            logger=False,
             callbacks=callbacks,
             enable_checkpointing=True,
             enable_progress_bar=terminal,

@@ -105,6 +105,6 @@ def _ours(scratch: str, augment: bool, workers: int) -> float:
     )
     parts = construct(config)
     clock = StepClock()
-    trainer, _ = make_trainer(parts, None, loggers=[], extra=[clock])
+    trainer, _ = make_trainer(parts, None, extra=[clock])
     trainer.fit(parts.module, datamodule=parts.data)
     return clock.images_per_s()
