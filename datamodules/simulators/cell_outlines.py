@@ -162,6 +162,6 @@ def dome(mask: NDArray[np.uint8], *, half_width_px: float) -> NDArray[np.float32
     The profile is a parabola, d (2 - d): steep at the rim, flat on top. Within the rim's pixels it follows the mask's
     anti-aliasing.
     """
-    depth = cv2.distanceTransform(cv2.threshold(mask, 127, 255, cv2.THRESH_BINARY)[1], cv2.DIST_L2, 3)
+    depth = cv2.distanceTransform(cv2.threshold(mask, 127, 255, cv2.THRESH_BINARY)[1], cv2.DIST_L2, 5)
     rise = np.clip(depth / np.float32(half_width_px), 0.0, 1.0)
     return rise * (2.0 - rise) * (mask * np.float32(1 / 255))

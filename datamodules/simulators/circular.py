@@ -41,7 +41,7 @@ MARGIN_PX = 16
 OUTLINE_POINTS = 160
 HARMONICS = 7
 TRAITS = 12
-GRAIN_SD = 0.49
+GRAIN_SD = 0.41
 """Standard deviation that white noise of unit variance keeps under the blur that makes granules."""
 ROUNDED_PHASE_RAD = 3.6
 """Delay of a rounded neighbour: thick enough to reverse the contrast, as cells in division show."""
@@ -88,7 +88,7 @@ class Parameters:
     noise_grey_low: float = 0.8
     noise_grey_high: float = 2.2
     unevenness: float = 0.08
-    halo_um: float = 2.5
+    halo_um: float = 3.0
     ring_amplitude: float = 0.5
     contrast_sd: float = 0.2
     size_sd: float = 0.12
@@ -286,7 +286,7 @@ def _render(cells: list[_Cell], slide: _Slide, rng: np.random.Generator, paramet
     """All cells and specks through the microscope onto the camera, (s, s) uint8."""
     size = parameters.image_size_px + 2 * MARGIN_PX
     phase = np.zeros((size, size), np.float32)
-    grain = optics.blur(rng.standard_normal((size, size), dtype=np.float32), 0.6)
+    grain = optics.blur(rng.standard_normal((size, size), dtype=np.float32), 0.7)
     grain *= np.float32(1.0 / GRAIN_SD)
     for cell in reversed(cells):
         if cell.rounded:
@@ -328,14 +328,14 @@ def _add_cell(
         angle, half_length=shape.nucleus_half_length_um, half_width=shape.nucleus_half_width_um
     )
     nucleus = cell_outlines.fill(placed(rim, angle), size_px=size)
-    thickness = cell_outlines.dome(body, half_width_px=11.0 / pixel)
-    smooth = 1.0 - np.float32(0.6 / 255) * nucleus
-    phase += (density * 0.07 / 255) * lamella * (1.0 + 0.25 * grain)
-    phase += density * (0.03 / 255 * body + thickness * (0.5 + 0.12 * thickness * smooth * grain))
-    phase -= (0.05 * density / 255) * nucleus
+    thickness = cell_outlines.dome(body, half_width_px=8.0 / pixel)
+    smooth = 1.0 - np.float32(0.75 / 255) * nucleus
+    phase += (density * 0.07 / 255) * lamella * (1.0 + 0.15 * grain)
+    phase += density * (0.04 / 255 * body + thickness * (0.45 + 0.09 * thickness * smooth * grain))
+    phase -= (0.06 * density / 255) * nucleus
     count = rng.poisson(3.0)
     nucleoli = placed(rng.uniform(0.0, 0.7, count) * shape.nucleus_half_width_um, rng.uniform(-np.pi, np.pi, count))
-    phase += density * _discs(size, nucleoli, np.full(count, 1.0 / pixel), np.full(count, 0.12))
+    phase += density * _discs(size, nucleoli, np.full(count, 1.0 / pixel), np.full(count, 0.13))
 
     # ruffles: folds of the front edge, feet at the tail and here and there on the rim
     opening = shape.lamella_half_opening_rad
@@ -349,7 +349,7 @@ def _add_cell(
     folds = np.maximum(
         folds, _discs(size, feet, rng.uniform(0.5, 1.3, len(at)) / pixel, rng.uniform(0.2, 0.9, len(at)))
     )
-    phase += density * optics.blur(folds, 0.5) * np.maximum(0.3 + 0.12 * grain, 0.0)
+    phase += density * optics.blur(folds, 0.5) * (0.26 + 0.06 * grain)
 
 
 def _ribbon(size_px: int, points_px: NDArray[np.floating], heights: NDArray[np.floating]) -> NDArray[np.float32]:
