@@ -8,7 +8,8 @@ are over patches, which puts pictures of one cell on both sides; here the scheme
 `patch_fold0..3` keep the paper's way for parity.
 
 Training pictures are turned, shifted, zoomed and mirrored on the fly, label and pixels together, from
-(seed, epoch, index); the paper stored a fixed set of such copies instead. Batches are `DirectionBatch`.
+(seed, epoch, index); the authors stored a fixed set of such copies instead, about 17.5 of each picture. Batches are
+`DirectionBatch`.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class CircularData(LightningDataModule):
         num_workers: processes that read and augment; 0 reads in the process that trains.
         seed: order of the batches and augmentation are functions of (seed, epoch, index).
         augment: whether training pictures are moved at all; validation, test and prediction never are.
+        copies: how often an epoch shows every training picture, each time moved anew.
         rotation_step_deg: rotations are multiples of this; null for any angle (the paper), 90 for right angles
             (the quadrant baseline).
         shift_fraction: largest shift along x and y as a fraction of the picture's side (0.2 in the paper).
@@ -60,7 +62,7 @@ class CircularData(LightningDataModule):
 
     stem = "circular"
     smoke: Mapping[str, Any] = MappingProxyType(
-        {"batch_size": 1, "num_workers": 0, "dataset": "twin", "split": "default"}
+        {"batch_size": 1, "num_workers": 0, "dataset": "twin", "split": "default", "copies": 1}
     )
     """What a smoke run on a simulated fixture sets."""
 
@@ -74,6 +76,7 @@ class CircularData(LightningDataModule):
         num_workers: int,
         seed: int,
         augment: bool,
+        copies: int,
         rotation_step_deg: float | None,
         shift_fraction: float,
         zoom_fraction: float,
@@ -84,7 +87,13 @@ class CircularData(LightningDataModule):
             raise ValueError(f"dataset must be the name of one folder, got {dataset!r}")
         if not split:
             raise ValueError("split must name a split scheme of the data set, got an empty string")
-        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0), ("seed", seed, 0)):
+        lowest = (
+            ("batch_size", batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("seed", seed, 0),
+            ("copies", copies, 1),
+        )
+        for name, value, least in lowest:
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         motions = MotionRange(rotation_step_deg, shift_fraction, zoom_fraction, mirror)
@@ -93,6 +102,7 @@ class CircularData(LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
+        self.copies = copies
         self._motions = motions if augment else None
         self._shards: dict[str, ShardDataset] = {}
         self._predict_split = "test"
@@ -151,7 +161,8 @@ class CircularData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[DirectionBatch]:
         """Shuffled and augmented batches, resumable in the middle of an epoch."""
-        return ResumableLoader(**self._loader(_Directions(self._open("train"), self._motions, self.seed), shuffle=True))
+        pictures = _Directions(self._open("train"), self._motions, self.seed, self.copies)
+        return ResumableLoader(**self._loader(pictures, shuffle=True))
 
     def val_dataloader(self) -> DataLoader[DirectionBatch]:
         """Batches of the validation split, in its stored order."""
@@ -210,21 +221,24 @@ class CircularData(LightningDataModule):
 
 
 class _Directions(Dataset[Sample]):
-    """Samples by (epoch, index), moved where a range of motions is given."""
+    """Samples by (epoch, index), moved where a range of motions is given; index runs through the copies in turn."""
 
-    def __init__(self, source: ShardDataset | _Pictures, motions: MotionRange | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, source: ShardDataset | _Pictures, motions: MotionRange | None = None, seed: int = 0, copies: int = 1
+    ) -> None:
         self.source = source
         self.motions = motions
         self.seed = seed
+        self.copies = copies
 
     def __len__(self) -> int:
-        return len(self.source)
+        return self.copies * len(self.source)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Sample]:
-        samples = self.source.__getitems__([index for _, index in keys])
+        samples = self.source.__getitems__([index % len(self.source) for _, index in keys])
         return [self._move(sample, *key) for sample, key in zip(samples, keys, strict=True)]
 
     def _move(self, sample: Sample, epoch: int, index: int) -> Sample:

@@ -41,10 +41,11 @@ MARGIN_PX = 16
 OUTLINE_POINTS = 160
 HARMONICS = 7
 TRAITS = 12
-GRAIN_SD = 0.41
+GRAIN_SD = 0.49
 """Standard deviation that white noise of unit variance keeps under the blur that makes granules."""
-ROUNDED_PHASE_RAD = 3.6
-"""Delay of a rounded neighbour: thick enough to reverse the contrast, as cells in division show."""
+ROUNDED_PHASE_RAD = 1.6
+ROUNDED_GLOW = 1.7
+"""Delay of a rounded cell's middle, and the brightness it gathers as a ball lens: such cells look bright in a halo."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,7 @@ class Parameters:
     noise_grey_low: float = 0.8
     noise_grey_high: float = 2.2
     unevenness: float = 0.08
-    halo_um: float = 3.0
+    halo_um: float = 2.6
     ring_amplitude: float = 0.5
     contrast_sd: float = 0.2
     size_sd: float = 0.12
@@ -209,8 +210,8 @@ def _draw_slide(rng: np.random.Generator, parameters: Parameters) -> _Slide:
     specks = np.column_stack(
         [
             rng.uniform(0.0, size, (count, 2)),
-            rng.gamma(2.0, 0.4, count),
-            rng.choice([0.25, 0.5, 2.5], count, p=[0.6, 0.3, 0.1]),
+            rng.gamma(2.0, 0.35, count),
+            rng.choice([0.12, 0.25, 2.0], count, p=[0.6, 0.3, 0.1]),
         ]
     )
     return _Slide(
@@ -286,15 +287,16 @@ def _render(cells: list[_Cell], slide: _Slide, rng: np.random.Generator, paramet
     """All cells and specks through the microscope onto the camera, (s, s) uint8."""
     size = parameters.image_size_px + 2 * MARGIN_PX
     phase = np.zeros((size, size), np.float32)
-    grain = optics.blur(rng.standard_normal((size, size), dtype=np.float32), 0.7)
+    glow = np.zeros_like(phase)
+    grain = optics.blur(rng.standard_normal((size, size), dtype=np.float32), 0.6)
     grain *= np.float32(1.0 / GRAIN_SD)
     for cell in reversed(cells):
         if cell.rounded:
-            _add_rounded(phase, grain, cell, parameters)
+            _add_rounded(phase, glow, grain, cell, parameters)
         else:
             _add_cell(phase, grain, cell, rng, parameters)
     phase += _discs(size, slide.specks[:, :2], slide.specks[:, 2], slide.specks[:, 3])
-    brightness = optics.phase_contrast(
+    brightness = glow + optics.phase_contrast(
         optics.blur(phase, 0.6), halo_sigma_px=slide.halo_px, ring_amplitude=parameters.ring_amplitude
     )
     if slide.floating is not None:
@@ -324,18 +326,18 @@ def _add_cell(
 
     lamella = cell_outlines.fill(placed(cell_outlines.lamella_radius(shape, angle), angle), size_px=size)
     body = cell_outlines.fill(placed(cell_outlines.body_radius(shape, angle), angle), size_px=size)
-    rim = cell_outlines.ellipse_radius(
+    oval = cell_outlines.ellipse_radius(
         angle, half_length=shape.nucleus_half_length_um, half_width=shape.nucleus_half_width_um
     )
-    nucleus = cell_outlines.fill(placed(rim, angle), size_px=size)
-    thickness = cell_outlines.dome(body, half_width_px=8.0 / pixel)
+    nucleus = cell_outlines.fill(placed(oval, angle), size_px=size)
+    thickness = cell_outlines.dome(body, half_width_px=8.5 / pixel)
     smooth = 1.0 - np.float32(0.75 / 255) * nucleus
-    phase += (density * 0.07 / 255) * lamella * (1.0 + 0.15 * grain)
-    phase += density * (0.04 / 255 * body + thickness * (0.45 + 0.09 * thickness * smooth * grain))
-    phase -= (0.06 * density / 255) * nucleus
+    phase += (density * 0.05 / 255) * lamella * (1.0 + 0.15 * grain)
+    phase += density * (0.05 / 255 * body + thickness * (0.5 + 0.07 * smooth * grain))
+    phase -= (0.08 * density / 255) * nucleus
     count = rng.poisson(3.0)
     nucleoli = placed(rng.uniform(0.0, 0.7, count) * shape.nucleus_half_width_um, rng.uniform(-np.pi, np.pi, count))
-    phase += density * _discs(size, nucleoli, np.full(count, 1.0 / pixel), np.full(count, 0.13))
+    phase += density * _discs(size, nucleoli, np.full(count, 1.0 / pixel), np.full(count, 0.1))
 
     # ruffles: folds of the front edge, feet at the tail and here and there on the rim
     opening = shape.lamella_half_opening_rad
@@ -349,7 +351,7 @@ def _add_cell(
     folds = np.maximum(
         folds, _discs(size, feet, rng.uniform(0.5, 1.3, len(at)) / pixel, rng.uniform(0.2, 0.9, len(at)))
     )
-    phase += density * optics.blur(folds, 0.5) * (0.26 + 0.06 * grain)
+    phase += density * optics.blur(folds, 0.5) * (0.25 + 0.05 * grain)
 
 
 def _ribbon(size_px: int, points_px: NDArray[np.floating], heights: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -362,11 +364,19 @@ def _ribbon(size_px: int, points_px: NDArray[np.floating], heights: NDArray[np.f
     return canvas * np.float32(1 / 255)
 
 
-def _add_rounded(phase: NDArray[np.float32], grain: NDArray[np.float32], cell: _Cell, parameters: Parameters) -> None:
-    """Add a rounded cell, thick enough to look bright, to `phase` (canvas, rad), in place."""
+def _add_rounded(
+    phase: NDArray[np.float32],
+    glow: NDArray[np.float32],
+    grain: NDArray[np.float32],
+    cell: _Cell,
+    parameters: Parameters,
+) -> None:
+    """Add a rounded cell to `phase` (canvas, rad) and what it gathers of the light to `glow`, in place."""
     radius = _between(7.0, 10.0, cell.traits[1]) / parameters.pixel_size_um
-    disc = np.rint(_discs(len(phase), cell.centre_px[None], np.array([radius]), np.ones(1)) * 255).astype(np.uint8)
-    phase += cell_outlines.dome(disc, half_width_px=radius) * (ROUNDED_PHASE_RAD + 0.15 * grain)
+    disc = np.rint(255 * _discs(len(phase), cell.centre_px[None], np.array([radius]), np.ones(1))).astype(np.uint8)
+    ball = cell_outlines.dome(disc, half_width_px=radius)
+    phase += ROUNDED_PHASE_RAD * ball
+    glow += ROUNDED_GLOW * ball**2 * (1.0 + 0.12 * grain)
 
 
 def _discs(

@@ -17,7 +17,7 @@ Image = NDArray[np.float32]
 
 COARSENESS = 2
 """Wide blurs run on a grid this many times coarser; the kernel is wide enough not to notice."""
-WIDE_SHARE = 0.3
+WIDE_SHARE = 0.2
 """Share of the wide Gaussian in the light that passes the phase ring."""
 
 

@@ -27,6 +27,7 @@ PAPER = {
     "num_workers": 0,
     "seed": 7,
     "augment": True,
+    "copies": 1,
     "rotation_step_deg": None,
     "shift_fraction": 0.2,
     "zoom_fraction": 0.1,
@@ -108,6 +109,17 @@ def same(one: list[DirectionBatch], other: list[DirectionBatch]) -> bool:
         torch.equal(a.image, b.image) and torch.equal(a.angle_rad, b.angle_rad) and a[2:] == b[2:]
         for a, b in zip(one, other, strict=True)
     )
+
+
+def test_an_epoch_shows_every_picture_as_often_as_there_are_copies_each_time_moved_anew(make) -> None:
+    once, thrice = epoch_of(make().train_dataloader()), epoch_of(make(copies=3).train_dataloader())
+    assert sorted(ids_of(thrice)) == sorted(3 * ids_of(once))
+    moved: dict[str, set[float]] = {}
+    for batch in thrice:
+        for name, angle_rad in zip(batch.sample_id, batch.angle_rad.tolist(), strict=True):
+            moved.setdefault(name, set()).add(angle_rad)
+    assert all(len(angles) == 3 for angles in moved.values())
+    assert len(ids_of(epoch_of(make(copies=3).val_dataloader()))) == len(ids_of(epoch_of(make().val_dataloader())))
 
 
 def test_a_batch_holds_what_its_fields_say(make):
@@ -343,55 +355,3 @@ def test_prediction_can_run_on_another_split(make):
     data.setup("predict")
     stored = ShardDataset(data.folder, scheme="default", split="train")
     assert ids_of(epoch_of(data.predict_dataloader())) == list(stored.sample_ids)
-
-
-def test_prediction_on_files_of_the_right_size_takes_them_as_they_are(tmp_path):
-    data = CircularData(**{**PAPER, "data_root": str(tmp_path / "nowhere"), "dataset": "twin", "batch_size": 2})
-    images = {name: arrow(k) for k, name in enumerate(["b.tif", "a.png", "c.tif"])}
-    data.predict_on(files=[picture(tmp_path / name, image) for name, image in images.items()])
-    data.prepare_data()
-    data.setup("predict")
-    batches = epoch_of(data.predict_dataloader())
-    assert ids_of(batches) == ["b.tif", "a.png", "c.tif"]
-    expected = np.stack(list(images.values()))[:, None] / np.float32(255)
-    np.testing.assert_array_equal(torch.cat([batch.image for batch in batches]).numpy(), expected)
-    assert all(batch.angle_rad.isnan().all() for batch in batches)
-    assert data.data_folder is None
-    assert data.irreducible_error is None
-
-
-def test_prediction_with_a_pixel_size_cuts_the_papers_window(tmp_path, make):
-    rng = np.random.default_rng(0)
-    big = rng.integers(0, 256, (301, 200), dtype=np.uint8)
-    data = make()
-    data.predict_on(files=[picture(tmp_path / "u373.png", big)], pixel_size_um=0.65)
-    (batch,) = epoch_of(data.predict_dataloader())
-    expected = cv2.resize(np.ascontiguousarray(big[65:235, 15:185]), (128, 128), interpolation=cv2.INTER_AREA)
-    np.testing.assert_array_equal(batch.image[0, 0].numpy() * 255, expected)
-    exact = rng.integers(0, 256, (128, 128), dtype=np.uint8)
-    data.predict_on(files=[picture(tmp_path / "own.png", exact)], pixel_size_um=110.5 / 128)
-    (batch,) = epoch_of(data.predict_dataloader())
-    np.testing.assert_array_equal(np.rint(batch.image[0, 0].numpy() * 255), exact)
-
-
-def test_files_that_cannot_be_predicted_on_are_refused_by_name(tmp_path, make):
-    data, grey = make(), np.arange(128 * 128, dtype=np.uint16).reshape(128, 128)
-    small = picture(tmp_path / "small.png", np.zeros((100, 128), np.uint8))
-    for files, pixel_size_um, message in [
-        ([picture(tmp_path / "deep.tif", grey)], None, r"deep.tif is uint16 .* 8-bit grey was expected"),
-        ([picture(tmp_path / "red.png", np.dstack([grey % 250, grey % 249, grey % 7]))], None, "red.png is a colour"),
-        ([small], None, r"small.png is 128 x 100 px, without a pixel size 128 x 128 px are needed: give pixel_size_um"),
-        ([small], 0.65, r"small.png is 128 x 100 px, too small for the window of 110.5 um, which is 170 x 170 px"),
-        ([small], 0.0, "^pixel_size_um must be positive"),
-        ([small], math.inf, "^pixel_size_um must be positive"),
-        ([small, small], None, "would be listed under one name"),
-        ([], None, "^files must name at least one image"),
-        (None, 0.65, "^pixel_size_um needs files"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            data.predict_on(files=files, pixel_size_um=pixel_size_um)
-    with pytest.raises(FileNotFoundError, match="no image at"):
-        data.predict_on(files=[tmp_path / "absent.png"])
-    with pytest.raises(ValueError, match=r"^split must be"):
-        data.predict_on(split="all")
-    assert data.data_folder is not None
