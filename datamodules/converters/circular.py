@@ -40,6 +40,7 @@ FIELDS: dict[str, dict[str, str]] = {
 # Bruns et al.: four independent draws of 40/10/50. Theirs are over patches, which puts frames of one cell on both
 # sides: patch_fold0..3 are kept only for parity and leak by design; fold0..3 draw whole cells.
 _SHARES = {"train": 0.4, "val": 0.1, "test": 0.5}
+GROUP_KEY = "tracked cell"
 SPLITS: dict[str, dict] = {
     "default": {"unit": "group", **_SHARES},
     **{f"fold{k}": {"unit": "group", **_SHARES} for k in range(4)},
