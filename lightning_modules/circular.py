@@ -37,7 +37,6 @@ import torch.nn.functional as nnf
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torchmetrics import Metric
-from torchmetrics.aggregation import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from datamodules.batches import DirectionBatch
@@ -50,6 +49,7 @@ from lightning_modules.metrics.direction import (
     quadrant_centre,
     quadrant_of,
 )
+from lightning_modules.metrics.mean_loss import MeanLoss
 from lightning_modules.networks.fine_tuning_net import BACKBONES, FineTuningNet
 from lightning_modules.networks.probing_cnn import ProbingCNN
 from lightning_modules.networks.quadrant_cnn import QUADRANTS, QuadrantCNN
@@ -110,7 +110,7 @@ class CircularRegression(LightningModule):
         self.network = _network(backbone, self.configuration.outputs, pretrained_weights, whole_epochs)
         self.save_hyperparameters()
         self.needs_find_unused_parameters = whole_epochs is not None
-        metrics: dict[str, Metric] = {f"{stage}/loss": MeanMetric(nan_strategy="disable") for stage in STAGES}
+        metrics: dict[str, Metric] = {f"{stage}/loss": MeanLoss() for stage in STAGES}
         metrics |= {f"{stage}/angular_error_deg": AngularError() for stage in STAGES}
         metrics |= {_views_metric(views): AngularError() for views in test_views if views > 1}
         self.metrics = _metrics(metrics)
@@ -246,7 +246,7 @@ class QuadrantClassifier(LightningModule):
         self.save_hyperparameters()
         self.network = QuadrantCNN()
         self.register_buffer("class_weights", torch.tensor(weights), persistent=False)
-        metrics: dict[str, Metric] = {f"{stage}/loss": MeanMetric(nan_strategy="disable") for stage in STAGES}
+        metrics: dict[str, Metric] = {f"{stage}/loss": MeanLoss() for stage in STAGES}
         metrics |= {f"{stage}/mean_class_accuracy": MulticlassAccuracy(QUADRANTS, average="macro") for stage in STAGES}
         metrics |= {f"{stage}/angular_error_deg": AngularError() for stage in STAGES}
         self.metrics = _metrics(metrics)

@@ -120,7 +120,7 @@ def lamella_radius(shape: CellShape, angle_rad: Floats) -> Floats:
 
 
 def to_points(radius: Floats, angle_rad: Floats, *, bend_per_um: float = 0.0) -> Floats:
-    """Polar curve to points (n, 2) = (x, y) of the cell's own frame; `bend_per_um` x^2 is added to y behind the nucleus.
+    """Polar curve to points (n, 2) = (x, y) of the cell's own frame, bent by y += `bend_per_um` x^2 behind the nucleus.
 
     The shear that bends the tail moves points sideways only, so it keeps every enclosed area.
     """
@@ -165,3 +165,33 @@ def dome(mask: NDArray[np.uint8], *, half_width_px: float) -> NDArray[np.float32
     depth = cv2.distanceTransform(cv2.threshold(mask, 127, 255, cv2.THRESH_BINARY)[1], cv2.DIST_L2, 5)
     rise = np.clip(depth / np.float32(half_width_px), 0.0, 1.0)
     return rise * (2.0 - rise) * (mask * np.float32(1 / 255))
+
+
+def discs(size_px: int, centres_px: Floats, radii_px: Floats, heights: Floats) -> NDArray[np.float32]:
+    """Anti-aliased discs on a (size, size) canvas of zeros; where several overlap the highest counts.
+
+    `centres_px` (n, 2) x, y; `radii_px` (n,); `heights` (n,) not negative, drawn in 255 steps of the highest.
+    """
+    canvas = np.zeros((size_px, size_px), np.uint8)
+    tallest = float(heights.max(initial=0.0))
+    if tallest == 0.0:
+        return canvas.astype(np.float32)
+    corners = np.rint(centres_px * (1 << SUBPIXEL_BITS)).astype(int).tolist()
+    radii = np.maximum(np.rint(radii_px * (1 << SUBPIXEL_BITS)), 1).astype(int).tolist()
+    levels = np.rint(heights * (255 / tallest)).astype(int).tolist()
+    for index in np.argsort(heights):
+        cv2.circle(canvas, corners[index], radii[index], levels[index], -1, cv2.LINE_AA, SUBPIXEL_BITS)
+    return canvas * np.float32(tallest / 255)
+
+
+def ribbon(size_px: int, points_px: Floats, heights: Floats) -> NDArray[np.float32]:
+    """A ragged line through the points (n, 2) on a (size, size) canvas of zeros; `heights` (n,) in [0, 1].
+
+    Each stretch has the height of its first point and is 1 to 3 pixels wide, the wider the higher.
+    """
+    canvas = np.zeros((size_px, size_px), np.uint8)
+    corners = np.rint(points_px * (1 << SUBPIXEL_BITS)).astype(int).tolist()
+    for start, end, height in zip(corners[:-1], corners[1:], heights[:-1].tolist(), strict=True):
+        width = 1 + round(1.6 * height)
+        cv2.line(canvas, start, end, round(255 * height), width, cv2.LINE_AA, SUBPIXEL_BITS)
+    return canvas * np.float32(1 / 255)

@@ -16,7 +16,6 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy.integrate import quad
@@ -24,7 +23,7 @@ from scipy.special import i0e, ndtr
 
 from datamodules.batches import Sample
 from datamodules.simulators import cell_outlines, optics
-from datamodules.simulators.cell_outlines import CellShape
+from datamodules.simulators.cell_outlines import CellShape, Floats
 
 FIELDS: dict[str, dict[str, str]] = {
     "image": {"axes": "cyx", "unit": "grey level"},
@@ -46,6 +45,10 @@ HARMONICS = 7
 TRAITS = 12
 GRAIN_SD = 0.49
 """Standard deviation that white noise of unit variance keeps under the blur that makes granules."""
+BODY_RIM_UM = 8.5
+"""Distance from its rim at which the body reaches its full thickness."""
+FOLDS_PER_UM = 1.6
+"""Corners of the ruffled line per um of front edge."""
 ROUNDED_PHASE_RAD = 1.6
 ROUNDED_GLOW = 1.7
 """Delay of a rounded cell's middle, and the brightness it gathers as a ball lens: such cells look bright in a halo."""
@@ -72,6 +75,7 @@ class Parameters:
         unevenness: largest relative slope and vignetting of the light across the frame.
         halo_um: mean Gaussian width of the light that passes the phase ring.
         ring_amplitude: square root of the phase ring's transmittance.
+        body_phase_rad, lamella_phase_rad, ruffle_phase_rad: delay of the light by a body's middle, a lamella, a ruffle.
         contrast_sd: relative spread of the cells' optical thickness (log-normal).
         size_sd: relative spread of the cells' size (log-normal).
     """
@@ -94,6 +98,9 @@ class Parameters:
     unevenness: float = 0.08
     halo_um: float = 2.6
     ring_amplitude: float = 0.5
+    body_phase_rad: float = 0.58
+    lamella_phase_rad: float = 0.05
+    ruffle_phase_rad: float = 0.28
     contrast_sd: float = 0.2
     size_sd: float = 0.12
 
@@ -103,6 +110,8 @@ class Parameters:
         may_be_zero |= {"contrast_sd", "size_sd"}
         for field in fields(self):
             value = getattr(self, field.name)
+            if field.type == "int" and int(value) != value:
+                raise ValueError(f"{field.name} must be a whole number, got {value}")
             if not np.isfinite(value) or value < 0 or (value == 0 and field.name not in may_be_zero):
                 kind = "not negative" if field.name in may_be_zero else "positive"
                 raise ValueError(f"{field.name} must be {kind} and finite, got {value}")
@@ -180,7 +189,11 @@ def simulate_group(seed: int, group: int, size: int, parameters: Parameters) -> 
         image = _render(cells, slide, rng, parameters)
         polarity = cells[0].polarity_rad
         label = polarity + rng.vonmises(0.0, parameters.label_concentration)
-        values = {"image": image[None], "angle_rad": _wrapped(label), "polarity_rad": _wrapped(polarity)}
+        values: dict[str, np.ndarray] = {
+            "image": image[None],
+            "angle_rad": _wrapped(label),
+            "polarity_rad": _wrapped(polarity),
+        }
         samples.append(Sample(f"cell{group:05d}_{frame:03d}", f"cell{group:05d}", values))
     return samples
 
@@ -298,7 +311,7 @@ def _render(cells: list[_Cell], slide: _Slide, rng: np.random.Generator, paramet
             _add_rounded(phase, glow, grain, cell, parameters)
         else:
             _add_cell(phase, grain, cell, rng, parameters)
-    phase += _discs(size, slide.specks[:, :2], slide.specks[:, 2], slide.specks[:, 3])
+    phase += cell_outlines.discs(size, slide.specks[:, :2], slide.specks[:, 2], slide.specks[:, 3])
     brightness = glow + optics.phase_contrast(
         optics.blur(phase, 0.6), halo_sigma_px=slide.halo_px, ring_amplitude=parameters.ring_amplitude
     )
@@ -309,6 +322,14 @@ def _render(cells: list[_Cell], slide: _Slide, rng: np.random.Generator, paramet
     return optics.camera(brightness, background_grey=slide.background_grey, noise_grey=slide.noise_grey, rng=rng)
 
 
+def _on_canvas(radius_um: Floats, angle_rad: Floats, cell: _Cell, shape: CellShape, parameters: Parameters) -> Floats:
+    """Points (n, 2) in pixels of a polar curve in the cell's own frame."""
+    points = cell_outlines.to_points(radius_um, angle_rad, bend_per_um=shape.tail_bend_per_um)
+    return cell_outlines.place(
+        points, polarity_rad=cell.polarity_rad, centre_px=cell.centre_px, pixel_size_um=parameters.pixel_size_um
+    )
+
+
 def _add_cell(
     phase: NDArray[np.float32],
     grain: NDArray[np.float32],
@@ -317,54 +338,50 @@ def _add_cell(
     parameters: Parameters,
 ) -> None:
     """Add one polarised cell's delay to `phase` (canvas, rad), in place."""
-    shape, pixel, size = _shape(cell, parameters), parameters.pixel_size_um, len(phase)
-    density = float(np.exp(parameters.contrast_sd * cell.traits[10]))
+    shape, size, pixel = _shape(cell, parameters), len(phase), parameters.pixel_size_um
+    density = np.float32(np.exp(parameters.contrast_sd * cell.traits[10]))
     angle = cell_outlines.polar_grid(OUTLINE_POINTS)
-
-    def placed(radius: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.floating]:
-        points = cell_outlines.to_points(radius, at, bend_per_um=shape.tail_bend_per_um)
-        return cell_outlines.place(
-            points, polarity_rad=cell.polarity_rad, centre_px=cell.centre_px, pixel_size_um=pixel
-        )
-
-    lamella = cell_outlines.fill(placed(cell_outlines.lamella_radius(shape, angle), angle), size_px=size)
-    body = cell_outlines.fill(placed(cell_outlines.body_radius(shape, angle), angle), size_px=size)
     oval = cell_outlines.ellipse_radius(
         angle, half_length=shape.nucleus_half_length_um, half_width=shape.nucleus_half_width_um
     )
-    nucleus = cell_outlines.fill(placed(oval, angle), size_px=size)
-    thickness = cell_outlines.dome(body, half_width_px=8.5 / pixel)
-    smooth = 1.0 - np.float32(0.75 / 255) * nucleus
-    phase += (density * 0.05 / 255) * lamella * (1.0 + 0.15 * grain)
-    phase += density * (0.05 / 255 * body + thickness * (0.5 + 0.07 * smooth * grain))
-    phase -= (0.08 * density / 255) * nucleus
-    count = rng.poisson(3.0)
-    nucleoli = placed(rng.uniform(0.0, 0.7, count) * shape.nucleus_half_width_um, rng.uniform(-np.pi, np.pi, count))
-    phase += density * _discs(size, nucleoli, np.full(count, 1.0 / pixel), np.full(count, 0.1))
-
-    # ruffles: folds of the front edge, feet at the tail and here and there on the rim
-    opening = shape.lamella_half_opening_rad
-    count = int(opening * shape.lamella_reach_um * 1.5)
-    at = np.sort(rng.uniform(-0.9 * opening, 0.9 * opening, count))
-    radius = cell_outlines.lamella_radius(shape, at) - rng.gamma(1.5, 0.7, count)
-    folds = _ribbon(size, placed(radius, at), rng.uniform(0.05, 1.0, count))
-    stray = rng.poisson(2.0)
-    at = np.concatenate([rng.uniform(-np.pi, np.pi, stray), np.pi + 0.03 * rng.standard_normal(2)])
-    feet = placed(cell_outlines.lamella_radius(shape, at) - rng.gamma(1.5, 0.7, len(at)), at)
-    folds = np.maximum(
-        folds, _discs(size, feet, rng.uniform(0.5, 1.3, len(at)) / pixel, rng.uniform(0.2, 0.9, len(at)))
+    curves = (cell_outlines.lamella_radius(shape, angle), cell_outlines.body_radius(shape, angle), oval)
+    lamella, body, nucleus = (
+        cell_outlines.fill(_on_canvas(curve, angle, cell, shape, parameters), size_px=size) for curve in curves
     )
-    phase += density * optics.blur(folds, 0.5) * (0.25 + 0.05 * grain)
+    height = cell_outlines.dome(body, half_width_px=BODY_RIM_UM / pixel)
+    height *= 1.0 + 0.14 * grain * (1.0 - np.float32(0.75 / 255) * nucleus)  # granules keep out of the nucleus
+    height += np.float32(0.1 / 255) * body
+    height -= np.float32(0.16 / 255) * nucleus  # more watery than what surrounds it
+    phase += (density * np.float32(parameters.body_phase_rad)) * height
+    phase += (density * np.float32(parameters.lamella_phase_rad / 255)) * lamella * (1.0 + 0.15 * grain)
+
+    count = rng.poisson(3.0)
+    where = rng.uniform(0.0, 0.7, count) * shape.nucleus_half_width_um
+    nucleoli = _on_canvas(where, rng.uniform(-np.pi, np.pi, count), cell, shape, parameters)
+    heights = np.full(count, 0.2 * parameters.body_phase_rad)
+    phase += density * cell_outlines.discs(size, nucleoli, np.full(count, 1.0 / pixel), heights)
+
+    folds = optics.blur(_ruffles(size, shape, cell, rng, parameters), 0.5)
+    phase += (density * np.float32(parameters.ruffle_phase_rad)) * folds * (1.0 + 0.2 * grain)
 
 
-def _ribbon(size_px: int, points_px: NDArray[np.floating], heights: NDArray[np.floating]) -> NDArray[np.float32]:
-    """A ragged line through the points on a (size, size) canvas, 0..1: thick and thin by turns."""
-    canvas = np.zeros((size_px, size_px), np.uint8)
-    corners = np.rint(points_px * (1 << cell_outlines.SUBPIXEL_BITS)).astype(int).tolist()
-    for start, end, height in zip(corners[:-1], corners[1:], heights[:-1], strict=True):
-        width = 1 + round(1.6 * height)
-        cv2.line(canvas, start, end, round(255 * height), width, cv2.LINE_AA, cell_outlines.SUBPIXEL_BITS)
-    return canvas * np.float32(1 / 255)
+def _ruffles(
+    size_px: int, shape: CellShape, cell: _Cell, rng: np.random.Generator, parameters: Parameters
+) -> NDArray[np.float32]:
+    """Folds of the front edge, a foot at the tail's tip and a few stray ones on the rim, canvas of 0..1."""
+
+    def on_rim(angle_rad: Floats) -> Floats:
+        inward = rng.gamma(1.5, 0.7, len(angle_rad))
+        return _on_canvas(cell_outlines.lamella_radius(shape, angle_rad) - inward, angle_rad, cell, shape, parameters)
+
+    reach = 0.9 * shape.lamella_half_opening_rad
+    count = int(reach * shape.lamella_reach_um * FOLDS_PER_UM)
+    front = on_rim(np.sort(rng.uniform(-reach, reach, count)))
+    folds = cell_outlines.ribbon(size_px, front, rng.uniform(0.05, 1.0, count))
+    stray = rng.uniform(-np.pi, np.pi, rng.poisson(2.0))
+    feet = on_rim(np.concatenate([stray, np.pi + 0.03 * rng.standard_normal(2)]))
+    radii = rng.uniform(0.5, 1.3, len(feet)) / parameters.pixel_size_um
+    return np.maximum(folds, cell_outlines.discs(size_px, feet, radii, rng.uniform(0.2, 0.9, len(feet))))
 
 
 def _add_rounded(
@@ -376,25 +393,7 @@ def _add_rounded(
 ) -> None:
     """Add a rounded cell to `phase` (canvas, rad) and what it gathers of the light to `glow`, in place."""
     radius = _between(7.0, 10.0, cell.traits[1]) / parameters.pixel_size_um
-    disc = np.rint(255 * _discs(len(phase), cell.centre_px[None], np.array([radius]), np.ones(1))).astype(np.uint8)
-    ball = cell_outlines.dome(disc, half_width_px=radius)
-    phase += ROUNDED_PHASE_RAD * ball
-    glow += ROUNDED_GLOW * ball**2 * (1.0 + 0.12 * grain)
-
-
-def _discs(
-    size_px: int,
-    centres_px: NDArray[np.floating],
-    radii_px: NDArray[np.floating],
-    heights: NDArray[np.floating],
-) -> NDArray[np.float32]:
-    """Discs on a (size, size) canvas; where several overlap the highest counts."""
-    canvas = np.zeros((size_px, size_px), np.uint8)
-    tallest = max(float(heights.max(initial=0.0)), 1e-6)
-    scale = 1 << cell_outlines.SUBPIXEL_BITS
-    for index in np.argsort(heights):
-        x, y = np.rint(centres_px[index] * scale).astype(int).tolist()
-        radius = max(round(radii_px[index] * scale), 1)
-        level = max(round(255 * heights[index] / tallest), 1)
-        cv2.circle(canvas, (x, y), radius, level, -1, cv2.LINE_AA, cell_outlines.SUBPIXEL_BITS)
-    return canvas * np.float32(tallest / 255)
+    circle = cell.centre_px + radius * cell_outlines.to_points(np.ones(1), cell_outlines.polar_grid(OUTLINE_POINTS))
+    ball = cell_outlines.dome(cell_outlines.fill(circle, size_px=len(phase)), half_width_px=radius)
+    phase += np.float32(ROUNDED_PHASE_RAD) * ball
+    glow += np.float32(ROUNDED_GLOW) * ball * ball * (1.0 + 0.12 * grain)
