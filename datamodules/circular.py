@@ -55,6 +55,7 @@ class CircularData(LightningDataModule):
         shift_fraction: largest shift along x and y as a fraction of the picture's side (0.2 in the paper).
         zoom_fraction: zoom in 1 +- this (0.1 in the paper).
         mirror: whether pictures are mirrored left-right and top-bottom at random.
+        motion_probability: probability of each of rotation, shift and zoom (4/9 in the authors' stored copies).
 
     Raises:
         ValueError: an argument is out of its range; the message starts with its name.
@@ -81,6 +82,7 @@ class CircularData(LightningDataModule):
         shift_fraction: float,
         zoom_fraction: float,
         mirror: bool,
+        motion_probability: float,
     ) -> None:
         super().__init__()
         if dataset in ("", "..") or Path(dataset).name != dataset:
@@ -96,7 +98,7 @@ class CircularData(LightningDataModule):
         for name, value, least in lowest:
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
-        motions = MotionRange(rotation_step_deg, shift_fraction, zoom_fraction, mirror)
+        motions = MotionRange(rotation_step_deg, shift_fraction, zoom_fraction, mirror, motion_probability)
         self.folder = Path(data_root) / self.stem / dataset
         self.split = split
         self.batch_size = batch_size

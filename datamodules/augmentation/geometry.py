@@ -89,12 +89,14 @@ class MotionRange:
         shift_fraction: shift along x and y of at most this fraction of the width and height, in [0, 1].
         zoom_fraction: zoom in 1 +- this fraction, in [0, 1).
         mirror: mirror left-right and, independently, top-bottom, each with probability 1/2.
+        probability: rotation, shift and zoom each take place with this probability, in (0, 1]; the others stay out.
     """
 
     rotation_step_deg: float | None
     shift_fraction: float
     zoom_fraction: float
     mirror: bool
+    probability: float = 1.0
 
     def __post_init__(self) -> None:
         step = self.rotation_step_deg
@@ -104,23 +106,27 @@ class MotionRange:
             raise ValueError(f"shift_fraction must lie in [0, 1], got {self.shift_fraction}")
         if not 0 <= self.zoom_fraction < 1:
             raise ValueError(f"zoom_fraction must lie in [0, 1), got {self.zoom_fraction}")
+        if not 0 < self.probability <= 1:
+            raise ValueError(f"motion_probability must lie in (0, 1], got {self.probability}")
 
     def draw(self, *, seed: int, epoch: int, index: int) -> Motion:
         """Return the motion of sample `index` in `epoch`; all three are non-negative.
 
-        Every motion takes six numbers from its stream whatever the ranges are, so that switching one of them off
+        Every motion takes nine numbers from its stream whatever the ranges are, so that switching one of them off
         leaves the others as they were.
         """
-        turn, zoom, shift_x, shift_y, mirror_x, mirror_y = np.random.default_rng((_STREAM, seed, epoch, index)).random(
-            6
-        )
+        generator = np.random.default_rng((_STREAM, seed, epoch, index))
+        turn, zoom, shift_x, shift_y, mirror_x, mirror_y = generator.random(6)
+        turns, shifts, zooms = generator.random(3) < self.probability
         step = self.rotation_step_deg
+        rotation_deg = 360 * turn if step is None else step * math.floor(turn * 360 / step)
+        shift = (self.shift_fraction * (2 * shift_x - 1), self.shift_fraction * (2 * shift_y - 1))
         return Motion(
-            rotation_deg=360 * turn if step is None else step * math.floor(turn * 360 / step),
-            zoom=1 + self.zoom_fraction * (2 * zoom - 1),
+            rotation_deg=rotation_deg if turns else 0.0,
+            zoom=1 + self.zoom_fraction * (2 * zoom - 1) if zooms else 1.0,
             mirror_x=self.mirror and bool(mirror_x < 0.5),
             mirror_y=self.mirror and bool(mirror_y < 0.5),
-            shift=(self.shift_fraction * (2 * shift_x - 1), self.shift_fraction * (2 * shift_y - 1)),
+            shift=shift if shifts else (0.0, 0.0),
         )
 
 

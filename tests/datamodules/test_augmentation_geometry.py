@@ -201,3 +201,14 @@ def test_a_bad_range_is_refused_by_its_name(name, value):
     ranges = {"rotation_step_deg": None, "shift_fraction": 0.2, "zoom_fraction": 0.1, "mirror": True}
     with pytest.raises(ValueError, match=f"^{name} must"):
         MotionRange(**{**ranges, name: value})
+
+
+def test_rotation_shift_and_zoom_each_take_place_as_often_as_asked():
+    motions = [MotionRange(None, 0.2, 0.1, True, 0.25).draw(seed=1, epoch=0, index=k) for k in range(4000)]
+    took_place = np.array([(m.rotation_deg != 0, m.zoom != 1, m.shift != (0, 0)) for m in motions])
+    np.testing.assert_allclose(took_place.mean(axis=0), 0.25, atol=4 * math.sqrt(0.25 * 0.75 / 4000))
+    np.testing.assert_allclose(np.corrcoef(took_place.T)[np.triu_indices(3, 1)], 0, atol=0.07)
+    always = MotionRange(None, 0.2, 0.1, True).draw(seed=1, epoch=0, index=5)
+    assert always.rotation_deg != 0
+    with pytest.raises(ValueError, match="motion_probability must lie in"):
+        MotionRange(None, 0.2, 0.1, True, 0.0)

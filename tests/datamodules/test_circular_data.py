@@ -32,6 +32,7 @@ PAPER = {
     "shift_fraction": 0.2,
     "zoom_fraction": 0.1,
     "mirror": True,
+    "motion_probability": 1.0,
 }
 LABEL_TOLERANCE_RAD = math.radians(3)  # of a direction measured in an 8-bit picture after one interpolation
 

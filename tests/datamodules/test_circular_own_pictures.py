@@ -28,6 +28,7 @@ def build() -> CircularData:
         shift_fraction=0.2,
         zoom_fraction=0.1,
         mirror=True,
+        motion_probability=1.0,
     )
 
 
