@@ -82,6 +82,9 @@ class CircularRegression(LightningModule):
         configuration: encoding-activation-loss, a name in `losses.direction.CONFIGURATIONS` (Table 3) or `AS_CODED`.
         backbone: "probing_cnn" (Table 1), or "efficientnet_v2_s", "resnet50", "yolov8_n" under the head of Table 2.
         pretrained_weights: null, "cache" (torchvision's file in torch's cache folder) or the path of a state dict.
+        standardize: whether every image is brought to mean 0 and standard deviation 1 first. The paper does not; without
+            it a small data set may leave all ReLUs of the probing CNN dead at its learning rate, for the background is
+            a large constant and the cell a faint pattern on it.
         learning_rate: Adam's step size.
         whole_epochs: epochs that train the whole network; from then on the backbone is frozen. Null never freezes.
         test_views: numbers of views (n) to report for the test split; n views are the image and n - 1 rotations of it.
@@ -98,6 +101,7 @@ class CircularRegression(LightningModule):
         configuration: str,
         backbone: str,
         pretrained_weights: str | None,
+        standardize: bool,
         learning_rate: float,
         whole_epochs: int | None,
         test_views: list[int],
@@ -190,6 +194,8 @@ class CircularRegression(LightningModule):
 
     def _activated(self, image: Tensor) -> Tensor:
         """Network output after its activation: (batch,) radians, or (batch, 2) points in the plane."""
+        if self.hparams["standardize"]:
+            image = _standardized(image)
         raw = self.network(image).to(image.dtype)  # under mixed precision a bfloat16 angle would be off by a degree
         return self.configuration.activate(raw)
 
@@ -323,6 +329,12 @@ def _network(backbone: str, outputs: int, pretrained_weights: str | None, whole_
     if whole_epochs is not None:
         raise ValueError(f"whole_epochs must be null for probing_cnn, which has no backbone, got {whole_epochs}")
     return ProbingCNN(outputs)
+
+
+def _standardized(image: Tensor) -> Tensor:
+    """Every image with mean 0 and standard deviation 1; one without any contrast becomes 0."""
+    mean, deviation = image.mean(dim=(1, 2, 3), keepdim=True), image.std(dim=(1, 2, 3), keepdim=True)
+    return (image - mean) / deviation.clamp(min=1e-6)
 
 
 def _require_positive(name: str, value: float) -> None:

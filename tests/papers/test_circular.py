@@ -25,7 +25,7 @@ BILINEAR_DEG = 0.5  # turning a smooth blob by interpolation moves its centroid 
 
 
 def regression(**changes):
-    published = {"configuration": CHOSEN, "backbone": "probing_cnn", "pretrained_weights": None}
+    published = {"configuration": CHOSEN, "backbone": "probing_cnn", "pretrained_weights": None, "standardize": False}
     return CircularRegression(
         **{**published, "learning_rate": 1e-3, "whole_epochs": None, "test_views": [1], **changes}
     )
