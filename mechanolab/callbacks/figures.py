@@ -1,8 +1,9 @@
-"""Decides when a module's figures are drawn, and puts them into figures/ and on W&B."""
+"""Decides when a module's figures are drawn, and puts them and the learning curves into figures/ and on W&B."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,13 +11,18 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
+from matplotlib.figure import Figure
+
+from mechanolab.runs import read_metrics
 
 DRAW_EVERY_S = 60.0
 SAMPLES = 256
 
 
 class FigureWriter(Callback):
-    """Draws `module.figures(batch)` after a validation at most once a minute, after the last and after a test.
+    """Draws the learning curves at the end of training, and `module.figures(batch)` after validations and tests.
+
+    A validation is drawn at most once a minute and when it is the last.
 
     Args:
         folder: where `<stage>_<name>.png` go.
@@ -64,6 +70,12 @@ class FigureWriter(Callback):
         """Draw what was kept."""
         self._draw(trainer, pl_module, "test")
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the learning curves from metrics.jsonl."""
+        if trainer.is_global_zero:
+            history = read_metrics(self.folder.parent / "metrics.jsonl")
+            self._publish(trainer, "train", {"learning_curves": learning_curves(history)})
+
     def _keep(self, trainer: Trainer, batch: Any, batch_idx: int) -> None:
         if not trainer.is_global_zero:
             return
@@ -79,6 +91,9 @@ class FigureWriter(Callback):
         self._batches, self._drawn_at = [], time.monotonic()
         with torch.inference_mode():
             figures = cast(Any, pl_module).figures(batch)
+        self._publish(trainer, stage, figures)
+
+    def _publish(self, trainer: Trainer, stage: str, figures: Mapping[str, Any]) -> None:
         write_figures(self.folder, {f"{stage}_{name}": figure for name, figure in figures.items()})
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
@@ -86,6 +101,31 @@ class FigureWriter(Callback):
 
                 images = {f"{stage}/{name}": wandb.Image(pixels(figure)) for name, figure in figures.items()}
                 logger.log_metrics(images)
+
+
+def learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
+    """One panel per quantity, its stages as lines over training batches seen.
+
+    Args:
+        history: lines of a metrics.jsonl.
+    """
+    curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for line in history:
+        for name, value in line.items():
+            stage, _, quantity = name.partition("/")
+            if quantity and stage != "test":
+                quantity = quantity.removesuffix("_step")
+                curves.setdefault(quantity, {}).setdefault(name, []).append((line["step"], value))
+    figure = Figure(figsize=(5 * max(1, len(curves)), 3.5), layout="constrained")
+    panels = figure.subplots(1, max(1, len(curves)), squeeze=False)[0]
+    for axes, (quantity, lines) in zip(panels, curves.items(), strict=False):
+        for name, points in sorted(lines.items()):
+            few = len(points) < 30
+            axes.plot(*zip(*points, strict=True), label=name, marker="o" if few else None, markersize=3)
+        axes.set(title=quantity, xlabel="training batches")
+        axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
 
 
 def join_batches(batches: list[Any]) -> Any:

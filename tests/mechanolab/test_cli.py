@@ -142,7 +142,7 @@ def test_a_run_folder_holds_what_the_design_says(run: Path) -> None:
     environment = json.loads((run / "environment.json").read_text())
     assert environment["data"]["shards"]["00000.h5"]
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
-    assert {"val_directions.png", "test_directions.png", "test_polar_error.png"} <= {
+    assert {"train_learning_curves.png", "val_directions.png", "test_directions.png", "test_polar_error.png"} <= {
         p.name for p in (run / "figures").iterdir()
     }
 
