@@ -1,6 +1,7 @@
 # Every recipe is what you could type yourself; `make help` lists the targets.
 EXP ?= circular
-STEM ?= $(firstword $(subst _, ,$(EXP)))
+STEMS := $(filter-out __init__,$(basename $(notdir $(wildcard lightning_modules/*.py))))
+STEM ?= $(firstword $(foreach stem,$(STEMS),$(if $(filter $(stem) $(stem)_%,$(EXP)),$(stem))))
 PYTHON ?= python3
 WORKERS ?=
 COUNT ?=
