@@ -82,9 +82,9 @@ class CircularRegression(LightningModule):
         configuration: encoding-activation-loss, a name in `losses.direction.CONFIGURATIONS` (Table 3) or `AS_CODED`.
         backbone: "probing_cnn" (Table 1), or "efficientnet_v2_s", "resnet50", "yolov8_n" under the head of Table 2.
         pretrained_weights: null, "cache" (torchvision's file in torch's cache folder) or the path of a state dict.
-        standardize: whether every image is brought to mean 0 and standard deviation 1 first. The paper does not; without
-            it a small data set may leave all ReLUs of the probing CNN dead at its learning rate, for the background is
-            a large constant and the cell a faint pattern on it.
+        standardize: whether every image is brought to mean 0 and standard deviation 1 first. The paper does not; but on
+            a small data set all ReLUs of the probing CNN may die at its learning rate, for the background is a large
+            constant and the cell a faint pattern on it.
         learning_rate: Adam's step size.
         whole_epochs: epochs that train the whole network; from then on the backbone is frozen. Null never freezes.
         test_views: numbers of views (n) to report for the test split; n views are the image and n - 1 rotations of it.

@@ -371,3 +371,12 @@ def test_circular_figures_show_a_batch_and_leave_the_mode_alone(build):
     assert all(isinstance(figure, Figure) for figure in figures.values())
     assert module.training
     assert all(layer.training for layer in module.network.modules())
+
+
+def test_circular_standardised_images_hide_brightness_and_contrast():
+    torch.manual_seed(0)
+    module, batch = regression(standardize=True).eval(), random_batch()
+    with torch.no_grad():
+        answer, brighter = module(batch.image), module(0.3 + 0.2 * batch.image)
+    assert angular_difference(answer, brighter).abs().max() < 1e-3
+    assert module(torch.full((1, 1, 128, 128), 0.4)).isfinite().all()
