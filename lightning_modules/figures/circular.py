@@ -42,7 +42,8 @@ TABLE_3_ORDER = (
 )
 BACKBONE_ORDER = ("probing_cnn", "yolov8_n", "efficientnet_v2_s", "resnet50")
 SETTINGS = ("seed", "module", "data", "trainer")
-NOT_A_SETTING = ("data.split", "data.data_root", "data.num_workers")  # folds of one setting differ in the split alone
+NOT_A_SETTING = ("data.data_root", "data.num_workers")
+FOLD = "data.split"  # folds of one setting differ in the number at its end alone
 
 
 def direction_panel(
@@ -152,8 +153,8 @@ def comparison(runs: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
 
     Args:
         runs: mappings with `run_id`, `config` (nested), `summary`, `history` and `irreducible_error`. Runs that differ
-            only in `data.split` are folds of one setting: their mean and population standard deviation are drawn, as
-            in the paper.
+            only in the number at the end of `data.split` are folds of one setting: their mean and population standard
+            deviation are drawn, as in the paper.
 
     Returns:
         "angular_error" (bars in the order of Table 3; the test split if every run has it, else validation),
@@ -224,6 +225,7 @@ def _groups(runs: Sequence[Mapping[str, Any]]) -> list[_Group]:
 
 def _settings(run: Mapping[str, Any]) -> dict[str, Any]:
     settings = _flat({section: run["config"].get(section) for section in SETTINGS})
+    settings[FOLD] = str(settings.get(FOLD, "")).rstrip("0123456789")
     return {key: value for key, value in settings.items() if key not in NOT_A_SETTING}
 
 

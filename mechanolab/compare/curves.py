@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mechanolab.compare.table import Comparison, Row, is_fold_key
+from mechanolab.compare.table import Comparison, Row, is_fold_key, without_folds
 from mechanolab.sweeps.progress import describe, short_names
 
 POINTS = 400
@@ -129,8 +129,7 @@ def _colours(comparison: Comparison, theme: Theme) -> tuple[dict[str, str], dict
     colours: dict[str, str] = {}
     names: dict[str, str] = {}
     groups: dict[str, str] = {}
-    for row in comparison.rows:
-        fixed = {path: value for path, value in row.parameters.items() if not is_fold_key(path)}
+    for row, fixed in zip(comparison.rows, without_folds(comparison.rows), strict=True):
         words = str(*fixed.values()) if len(fixed) == 1 else describe(fixed)
         if not comparison.folds or not fixed:
             words = f"{row.name} {words}".strip() if len(words) < 60 else row.name

@@ -20,7 +20,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from mechanolab.compare.table import Comparison, Row, Score, is_fold_key
+from mechanolab.compare.table import Comparison, Row, Score
 from mechanolab.sweeps.progress import duration, short_names
 
 ABSENT = "–"
@@ -45,7 +45,7 @@ def columns(comparison: Comparison, *, folds: bool) -> list[Column]:
         folds: the table over folds instead of the one of single runs.
     """
     rows = comparison.folds if folds else comparison.rows
-    paths = [path for path in (rows[0].parameters if rows else ()) if not folds or not is_fold_key(path)]
+    paths = list(rows[0].parameters if rows else ())
     names = short_names(paths)
     found = [] if folds else [_words("run", [row.name for row in rows])]
     for path in paths:

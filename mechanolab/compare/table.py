@@ -293,21 +293,36 @@ def _rank(row: Row, mode: str) -> tuple[bool, float, str, str]:
     return (score is None, sign * score.value if score else 0.0, row.state, row.name)
 
 
+def without_folds(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The settings of every row without the fold and the seed, so that the folds of one setting have the same.
+
+    Where several families of folds are compared (`fold0..3` and `patch_fold0..3`), the family stays a setting.
+    """
+    families = [
+        {path: str(row.parameters[path]).rstrip("0123456789") for path in FOLD_KEYS if path in row.parameters}
+        for row in rows
+    ]
+    several = any(family != families[0] for family in families)
+    settings = [{path: value for path, value in row.parameters.items() if not is_fold_key(path)} for row in rows]
+    return [{**fixed, **(family if several else {})} for fixed, family in zip(settings, families, strict=True)]
+
+
 def _over_folds(rows: Sequence[Row]) -> list[Row]:
     groups: dict[str, list[Row]] = {}
-    for row in rows:
-        fixed = {path: value for path, value in row.parameters.items() if not is_fold_key(path)}
-        groups.setdefault(json.dumps(fixed, sort_keys=True, default=str), []).append(row)
+    settings: dict[str, dict[str, Any]] = {}
+    for row, fixed in zip(rows, without_folds(rows), strict=True):
+        key = json.dumps(fixed, sort_keys=True, default=str)
+        groups.setdefault(key, []).append(row)
+        settings[key] = fixed
     if all(len(members) == 1 for members in groups.values()):
         return []
-    return [_fold_row(members) for members in groups.values()]
+    return [_fold_row(members, settings[key]) for key, members in groups.items()]
 
 
-def _fold_row(members: Sequence[Row]) -> Row:
+def _fold_row(members: Sequence[Row], fixed: dict[str, Any]) -> Row:
     """Mean and population standard deviation over the finished members."""
     first = members[0]
     finished = [row for row in members if row.state == "finished"]
-    fixed = {path: value for path, value in first.parameters.items() if not is_fold_key(path)}
     scores = {}
     for key in dict.fromkeys(key for row in finished for key in row.scores):
         values = [row.scores[key].value for row in finished if key in row.scores]

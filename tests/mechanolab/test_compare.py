@@ -163,6 +163,14 @@ def test_runs_that_differ_in_fold_or_seed_become_mean_and_population_deviation(w
         assert score.sd == pytest.approx(statistics.pstdev(tests[row.name]))
 
 
+def test_folds_by_patch_are_not_averaged_with_folds_by_cell(write: Callable[..., Path]) -> None:
+    for k, (cell, patch) in enumerate([(60.0, 20.0), (70.0, 30.0)]):
+        write(f"cell{k}", split=f"fold{k}", test=cell)
+        write(f"patch{k}", split=f"patch_fold{k}", test=patch)
+    folds = compare_runs(find(["toy"])[0], title="toy").folds
+    assert {row.name: row.scores["test/error"].value for row in folds} == {"fold": 65.0, "patch_fold": 25.0}
+
+
 def test_what_the_paper_printed_stands_beside_the_runs_it_matches(write: Callable[..., Path]) -> None:
     write("a", loss="square", test=25.0)
     write("b", loss="linear", test=88.0)
