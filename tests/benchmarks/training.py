@@ -73,7 +73,7 @@ def _bare(images: torch.Tensor, angles: torch.Tensor) -> float:
 
     torch.manual_seed(0)
     network = ProbingCNN(outputs=2)
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, eps=1e-7, fused=True)
     target = torch.stack([angles.cos(), angles.sin()], dim=-1)
     order = torch.randperm(len(images))
     began = 0.0
@@ -93,6 +93,7 @@ def _ours(scratch: str, augment: bool, workers: int) -> float:
     from mechanolab.launch import construct, make_trainer
 
     words = [f"data.augment={augment}".lower(), f"data.num_workers={workers}", f"data.batch_size={BATCH}"]
+    words.append("module.standardize=false")
     config = compose(
         "circular_twin",
         values={"data.data_root": scratch, "module.configuration": "circle-sigmoid-distance_squared"},
