@@ -219,7 +219,7 @@ def _groups(runs: Sequence[Mapping[str, Any]]) -> list[_Group]:
         twins = [_settings(other[0]) for other, twin in zip(members, names, strict=True) if twin == name]
         own = _settings(group[0])
         apart = [key for key in own if len({json.dumps(twin.get(key), default=str) for twin in twins}) > 1]
-        labels.append(", ".join([name, *(f"{key.rpartition('.')[2]} {_short(own[key])}" for key in apart)]))
+        labels.append(", ".join([name, *(f"{key.rpartition('.')[2]} {own[key]}" for key in apart)]))
     return [_Group(label, group) for label, group in zip(labels, members, strict=True)]
 
 
@@ -254,10 +254,6 @@ def _order(run: Mapping[str, Any]) -> tuple[int, int, str]:
     row = TABLE_3_ORDER.index(configuration) if configuration in TABLE_3_ORDER else len(TABLE_3_ORDER)
     column = BACKBONE_ORDER.index(backbone) if backbone in BACKBONE_ORDER else -1
     return column, row, json.dumps(_settings(run), sort_keys=True, default=str)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _bars(groups: list[_Group], metric: str) -> Figure:
