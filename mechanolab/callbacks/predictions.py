@@ -1,4 +1,4 @@
-"""Writes predictions: scalars as predictions.csv, fields as a shard data set, the first samples as figures."""
+"""Writes predictions: one row of numbers per sample as predictions.csv, the first samples as figures."""
 
 from __future__ import annotations
 
