@@ -96,16 +96,24 @@ def experiment_path(name: str) -> Path:
     Raises:
         RequestError: there is no such experiment.
     """
-    if name.endswith((".yaml", ".yml")):
-        path = Path(name).expanduser()
+    return named_file("experiment", checkout() / "experiments", experiment_names(), name)
+
+
+def named_file(kind: str, folder: Path, names: Sequence[str], name_or_path: str) -> Path:
+    """The YAML file that one of `names` in `folder`, or a path, stands for.
+
+    Raises:
+        RequestError: there is no such file; the message says which `kind` of file, and the nearest name.
+    """
+    if name_or_path.endswith((".yaml", ".yml")):
+        path = Path(name_or_path).expanduser()
         if path.is_file():
             return path
-        raise RequestError(f"experiment file {name} does not exist")
-    if name in experiment_names():
-        return checkout() / "experiments" / f"{name}.yaml"
-    known = experiment_names()
-    hint = nearest(name, known) or f" (experiments/ holds: {', '.join(known)})"
-    raise RequestError(f"no experiment is named '{name}'{hint}")
+        raise RequestError(f"{kind} file {name_or_path} does not exist")
+    if name_or_path in names:
+        return folder / f"{name_or_path}.yaml"
+    hint = nearest(name_or_path, names) or f" ({folder.name}/ holds: {', '.join(names)})"
+    raise RequestError(f"no {kind} is named '{name_or_path}'{hint}")
 
 
 def compose(
@@ -127,9 +135,9 @@ def compose(
     path = experiment_path(experiment)
     layers = [(p.name, _load(p)) for p in _chain(path)]
     if values:
-        layers.append(("the sweep's values", _nest(values)))
+        layers.append(("the sweep's values", nest(values)))
     if overrides:
-        layers.append(("the command line", _nest(dict(_parse_override(word) for word in overrides))))
+        layers.append(("the command line", nest(dict(_parse_override(word) for word in overrides))))
     merged: dict[str, Any] = {}
     for source, layer in layers:
         _merge(merged, layer, source, "")
@@ -143,7 +151,7 @@ def override(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
         RequestError: as `compose`.
     """
     merged: dict[str, Any] = copy.deepcopy(dict(config))
-    _merge(merged, _nest(dict(_parse_override(word) for word in overrides)), "the command line", "")
+    _merge(merged, nest(dict(_parse_override(word) for word in overrides)), "the command line", "")
     return _resolve(merged, "config.yaml")
 
 
@@ -218,6 +226,7 @@ def _load(path: Path, *, keep_base: bool = False) -> dict[str, Any]:
 
 
 def _parse_override(word: str) -> tuple[str, Any]:
+    import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -226,13 +235,17 @@ def _parse_override(word: str) -> tuple[str, Any]:
         raise RequestError(f"'{word}' is not key=value, for example trainer.max_epochs=5")
     try:
         value = OmegaConf.to_container(OmegaConf.create(f"value: {text}" if text else "value: ''"), resolve=False)
-    except (OmegaConfBaseException, Exception) as error:
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise RequestError(f"the value of {key} cannot be read: {str(error).splitlines()[0]}") from None
     return key, typing.cast(dict[str, Any], value)["value"]
 
 
-def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys to nested mappings, inside nested mappings too."""
+def nest(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys to nested mappings, inside nested mappings too; the way back from `flatten`.
+
+    Raises:
+        RequestError: a key is given a value and keys of its own.
+    """
     nested: dict[str, Any] = {}
     for key, value in values.items():
         *parents, last = key.split(".")
@@ -241,7 +254,7 @@ def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
             level = level.setdefault(parent, {})
             if not isinstance(level, dict):
                 raise RequestError(f"{key} is set inside {parent}, which is given a value of its own")
-        inner = _nest(value) if isinstance(value, Mapping) else value
+        inner = nest(value) if isinstance(value, Mapping) else value
         if isinstance(level.get(last), dict) and isinstance(inner, dict):
             level[last].update(inner)
         else:

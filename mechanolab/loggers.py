@@ -100,8 +100,6 @@ def start_wandb(
     mode = os.environ.get("WANDB_MODE") or ""
     if not mode:
         os.environ.pop("WANDB_MODE", None)  # an empty one is refused by wandb
-    if mode in ("disabled", "dryrun"):
-        mode = {"dryrun": "offline"}.get(mode, mode)
     if mode == "disabled":
         return None
     os.environ.setdefault("WANDB_SILENT", "true")

@@ -65,7 +65,7 @@ class ExactResume(Checkpoint):
         self._saved_batches = -1
         self._stop_requested = False
         self._handlers: dict[int, Any] = {}
-        self._within_epoch = False
+        self._within_epoch: bool | None = False
 
     # -- randomness ---------------------------------------------------------------------------------------------------
 
@@ -160,7 +160,7 @@ class ExactResume(Checkpoint):
         if self.folder is None:
             return
         improved = within_epoch is not True and self._improved(trainer)
-        self._within_epoch = within_epoch  # type: ignore[assignment]
+        self._within_epoch = within_epoch
         partial = self.folder / "last.ckpt.partial"
         trainer.save_checkpoint(partial)
         if trainer.is_global_zero:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from mechanolab.config import RequestError, experiment_names, flatten, nearest, runs_root
+from mechanolab.config import RequestError, experiment_names, flatten, nearest, nest, runs_root
 from mechanolab.runs import Run, find_runs, read_run
 from mechanolab.sweeps.study import planned_runs
 from mechanolab.sweeps.sweep_file import INDIFFERENT
@@ -141,7 +141,7 @@ def sweep_runs(name: str) -> list[Run]:
         if (folder / "config.yaml").is_file():
             run = read_run(folder)
         else:
-            config = _unflatten({**facts["base"], **trial["values"]})
+            config = nest({**facts["base"], **trial["values"]})
             state = "failed" if trial["event"] == "failed" else "starting"
             run = Run(folder, trial["run_id"], facts["experiment"], name, config, {"state": state, "group": name})
         if run.state == "failed" and not run.status.get("message"):
@@ -154,17 +154,6 @@ def trials_to_come(name: str) -> int:
     """Trials of a sweep that were not started yet."""
     known = planned_runs(name)
     return 0 if known is None else max(0, known[0]["planned"] - len(known[1]))
-
-
-def _unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for path, value in flat.items():
-        level = nested
-        *parents, last = path.split(".")
-        for parent in parents:
-            level = level.setdefault(parent, {})
-        level[last] = value
-    return nested
 
 
 # -- the tables -------------------------------------------------------------------------------------------------------

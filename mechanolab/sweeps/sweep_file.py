@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from mechanolab.config import RequestError, checkout, compose, flatten, nearest
+from mechanolab.config import RequestError, checkout, compose, flatten, named_file, nearest
 from mechanolab.sweeps.parameters import Parameter, flatten_parameters, read_parameter
 from mechanolab.sweeps.trial_command import ARGUMENT_MACROS, MACROS
 
@@ -152,16 +152,7 @@ def sweep_path(name_or_path: str) -> Path:
     Raises:
         RequestError: there is no such sweep.
     """
-    if name_or_path.endswith((".yaml", ".yml")):
-        path = Path(name_or_path).expanduser()
-        if path.is_file():
-            return path
-        raise RequestError(f"sweep file {name_or_path} does not exist")
-    known = sweep_names()
-    if name_or_path in known:
-        return checkout() / "sweeps" / f"{name_or_path}.yaml"
-    hint = nearest(name_or_path, known) or f" (sweeps/ holds: {', '.join(known)})"
-    raise RequestError(f"no sweep is named '{name_or_path}'{hint}")
+    return named_file("sweep", checkout() / "sweeps", sweep_names(), name_or_path)
 
 
 # -- the file ---------------------------------------------------------------------------------------------------------
