@@ -30,8 +30,8 @@ from datamodules.augmentation.geometry import MotionRange
 from datamodules.batches import DirectionBatch, Sample
 from datamodules.converters.grey_images import read_grey
 from datamodules.shards.reader import ShardDataset
-from datamodules.shards.sampler import EpochBatchSampler, ResumableLoader
-from datamodules.shards.schema import Manifest
+from datamodules.shards.stacking import stack
+from datamodules.shards.stored_splits import StoredSplits, loader
 
 IMAGE_SIZE_PX = 128
 WINDOW_UM = 110.5
@@ -42,11 +42,12 @@ class CircularData(LightningDataModule):
     """Training, validation, test and prediction batches of cell pictures with their direction.
 
     Args:
-        data_root: folder that holds `circular/<dataset>`.
+        data_root: folder or URL that holds `circular/<dataset>`.
         dataset: name of the data set, for example `twin`.
         split: name of a split scheme stored in the data set, for example `default` or `fold0`.
         batch_size: samples per device and step.
         num_workers: processes that read and augment; 0 reads in the process that trains.
+        memory_gib: splits of at most this size are held in memory, all others are read as they are needed.
         seed: order of the batches and augmentation are functions of (seed, epoch, index).
         augment: whether training pictures are moved at all; validation, test and prediction never are.
         copies: how often an epoch shows every training picture, each time moved anew.
@@ -75,6 +76,7 @@ class CircularData(LightningDataModule):
         split: str,
         batch_size: int,
         num_workers: int,
+        memory_gib: float,
         seed: int,
         augment: bool,
         copies: int,
@@ -85,10 +87,6 @@ class CircularData(LightningDataModule):
         motion_probability: float,
     ) -> None:
         super().__init__()
-        if dataset in ("", "..") or Path(dataset).name != dataset:
-            raise ValueError(f"dataset must be the name of one folder, got {dataset!r}")
-        if not split:
-            raise ValueError("split must name a split scheme of the data set, got an empty string")
         lowest = (
             ("batch_size", batch_size, 1),
             ("num_workers", num_workers, 0),
@@ -99,33 +97,30 @@ class CircularData(LightningDataModule):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         motions = MotionRange(rotation_step_deg, shift_fraction, zoom_fraction, mirror, motion_probability)
-        self.folder = Path(data_root) / self.stem / dataset
-        self.split = split
+        self.splits = StoredSplits(
+            data_root=data_root, stem=self.stem, dataset=dataset, scheme=split, memory_gib=memory_gib
+        )
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
         self.copies = copies
         self._motions = motions if augment else None
-        self._shards: dict[str, ShardDataset] = {}
         self._predict_split = "test"
         self._pictures: _Pictures | None = None
 
     @property
     def data_folder(self) -> Path | None:
-        """The folder of the data set in use, None where the user's own pictures are."""
-        return self.folder if self._pictures is None else None
+        """The folder of the data set in use, of a remote one its mirror; None where the user's own pictures are."""
+        return self.splits.local_folder if self._pictures is None else None
 
     @property
     def irreducible_error(self) -> dict[str, Any] | None:
         """The best score that any method could reach on this data set, where its simulator knows it."""
-        if self._pictures is not None:
-            return None
-        self.prepare_data()
-        return Manifest.read(self.folder).provenance.get("irreducible_error")
+        return self.splits.manifest.provenance.get("irreducible_error") if self._pictures is None else None
 
     def has_split(self, name: str) -> bool:
         """Whether the split scheme in use puts any sample into `name` (train, val or test)."""
-        return bool(Manifest.read(self.folder).splits[self.split].get(name))
+        return self.splits.has(name)
 
     def predict_on(
         self, *, split: str = "test", files: Sequence[Path] | None = None, pixel_size_um: float | None = None
@@ -148,10 +143,8 @@ class CircularData(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Check that the data set exists; FileNotFoundError says how to make it."""
-        if self._pictures is None and not (self.folder / "manifest.json").is_file():
-            convert = f"convert circular --source ARCHIVE --out {self.folder}"
-            command = "simulate circular" if self.folder.name == "twin" else convert
-            raise FileNotFoundError(f"no data set at {self.folder}; make it with: mechanolab data {command}")
+        if self._pictures is None:
+            self.splits.require()
 
     def setup(self, stage: str) -> None:
         """Open the splits that `stage` (fit, validate, test, predict) needs; ValueError where they do not fit."""
@@ -163,63 +156,42 @@ class CircularData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[DirectionBatch]:
         """Shuffled and augmented batches, resumable in the middle of an epoch."""
-        pictures = _Directions(self._open("train"), self._motions, self.seed, self.copies)
-        return ResumableLoader(**self._loader(pictures, shuffle=True))
+        return self._loader(_Directions(self._open("train"), self._motions, self.seed, self.copies), training=True)
 
     def val_dataloader(self) -> DataLoader[DirectionBatch]:
         """Batches of the validation split, in its stored order."""
-        return DataLoader(**self._loader(_Directions(self._open("val")), shuffle=False))
+        return self._loader(_Directions(self._open("val")), training=False)
 
     def test_dataloader(self) -> DataLoader[DirectionBatch]:
         """Batches of the test split, in its stored order."""
-        return DataLoader(**self._loader(_Directions(self._open("test")), shuffle=False))
+        return self._loader(_Directions(self._open("test")), training=False)
 
     def predict_dataloader(self) -> DataLoader[DirectionBatch]:
         """Batches of what `predict_on` chose, in its order; the test split where it was not called."""
         source = self._open(self._predict_split) if self._pictures is None else self._pictures
-        return DataLoader(**self._loader(_Directions(source), shuffle=False))
+        return self._loader(_Directions(source), training=False)
 
     def _open(self, split: str) -> ShardDataset:
-        if split not in self._shards:
-            self.prepare_data()
-            self._check(Manifest.read(self.folder))
-            self._shards[split] = ShardDataset(
-                self.folder, scheme=self.split, split=split, fields=["image", "angle_rad"]
-            )
-        return self._shards[split]
-
-    def _check(self, manifest: Manifest) -> None:
-        if manifest.stem != self.stem:
-            raise ValueError(f"{self.folder} is a data set of {manifest.stem}, not of {self.stem}")
-        image = manifest.fields.get("image")
+        fields = self.splits.manifest.fields
+        image = fields.get("image")
         found = "none" if image is None else f"{image.shape} {image.dtype}"
-        if found != f"{(1, IMAGE_SIZE_PX, IMAGE_SIZE_PX)} uint8" or "angle_rad" not in manifest.fields:
+        if found != f"{(1, IMAGE_SIZE_PX, IMAGE_SIZE_PX)} uint8" or "angle_rad" not in fields:
             raise ValueError(
-                f"{self.folder} must hold image (1, {IMAGE_SIZE_PX}, {IMAGE_SIZE_PX}) uint8 and angle_rad, "
-                f"its image is {found}, its fields are {', '.join(manifest.fields)}"
+                f"{self.splits.folder} must hold image (1, {IMAGE_SIZE_PX}, {IMAGE_SIZE_PX}) uint8 and angle_rad, "
+                f"its image is {found}, its fields are {', '.join(fields)}"
             )
+        return self.splits.open(split, ["image", "angle_rad"])
 
-    def _loader(self, dataset: _Directions, *, shuffle: bool) -> dict[str, Any]:
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        sampler = EpochBatchSampler(
-            len(dataset),
+    def _loader(self, dataset: _Directions, *, training: bool) -> DataLoader[DirectionBatch]:
+        return loader(
+            dataset,
             batch_size=self.batch_size,
+            num_workers=self.num_workers,
             seed=self.seed,
-            shuffle=shuffle,
-            rank=rank,
-            world_size=world_size,
+            training=training,
+            trainer=self.trainer,
+            collate=_collate,
         )
-        return {
-            "dataset": dataset,
-            "batch_sampler": sampler,
-            "collate_fn": _collate,
-            "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
-            "pin_memory": torch.cuda.is_available(),
-            "worker_init_fn": _one_thread,
-            # drawing the workers' seeds must not advance the global stream that dropout uses
-            "generator": torch.Generator(),
-        }
 
 
 class _Directions(Dataset[Sample]):
@@ -303,8 +275,8 @@ def _cut(path: Path, pixel_size_um: float | None) -> np.ndarray:
 
 
 def _collate(samples: Sequence[Sample]) -> DirectionBatch:
-    image = torch.from_numpy(np.stack([sample.fields["image"] for sample in samples]))
-    angle_rad = np.array([sample.fields["angle_rad"] for sample in samples], dtype=np.float32)
+    image = torch.from_numpy(stack(samples, "image"))
+    angle_rad = stack(samples, "angle_rad").astype(np.float32)
     # In float32 an angle just below 2 pi rounds to a value above it.
     angle_rad[angle_rad >= np.float32(2 * np.pi)] = 0
     return DirectionBatch(
@@ -313,9 +285,3 @@ def _collate(samples: Sequence[Sample]) -> DirectionBatch:
         sample_id=[sample.sample_id for sample in samples],
         group=[sample.group for sample in samples],
     )
-
-
-def _one_thread(worker: int) -> None:
-    """Keep a worker to one thread: several of them share the cores already."""
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)

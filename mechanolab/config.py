@@ -13,11 +13,12 @@ import importlib
 import inspect
 import os
 import re
-import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
+
+from mechanolab.value_types import mismatch
 
 SECTIONS = ("seed", "module", "data", "trainer", "monitor", "published")
 MONITOR_KEYS = ("metric", "mode")
@@ -53,9 +54,10 @@ def runs_root() -> Path:
     return Path(os.environ.get("MECHANOLAB_RUNS") or checkout() / "runs").expanduser().absolute()
 
 
-def data_root() -> Path:
-    """Where data sets lie: MECHANOLAB_DATA, else `data/` in the checkout."""
-    return Path(os.environ.get("MECHANOLAB_DATA") or checkout() / "data").expanduser().absolute()
+def data_root() -> Path | str:
+    """Where data sets lie: MECHANOLAB_DATA, a folder or a URL, else `data/` in the checkout."""
+    root = os.environ.get("MECHANOLAB_DATA") or checkout() / "data"
+    return root if isinstance(root, str) and "://" in root else Path(root).expanduser().absolute()
 
 
 def nearest(name: str, accepted: Iterable[str]) -> str:
@@ -137,21 +139,24 @@ def compose(
     if values:
         layers.append(("the sweep's values", nest(values)))
     if overrides:
-        layers.append(("the command line", nest(dict(_parse_override(word) for word in overrides))))
+        layers.append(("the command line", nest(dict(parse_override(word) for word in overrides))))
     merged: dict[str, Any] = {}
     for source, layer in layers:
         _merge(merged, layer, source, "")
     return _resolve(merged, path.name)
 
 
-def override(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def override(
+    config: Mapping[str, Any], overrides: Sequence[str], *, values: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """A resolved configuration with some keys set anew, checked as `compose` checks it.
 
     Raises:
         RequestError: as `compose`.
     """
     merged: dict[str, Any] = copy.deepcopy(dict(config))
-    _merge(merged, nest(dict(_parse_override(word) for word in overrides)), "the command line", "")
+    _merge(merged, nest(values or {}), "the sweep's values", "")
+    _merge(merged, nest(dict(parse_override(word) for word in overrides)), "the command line", "")
     return _resolve(merged, "config.yaml")
 
 
@@ -225,7 +230,8 @@ def _load(path: Path, *, keep_base: bool = False) -> dict[str, Any]:
     return layer
 
 
-def _parse_override(word: str) -> tuple[str, Any]:
+def parse_override(word: str) -> tuple[str, Any]:
+    """Split `key=value`; the value is read as YAML."""
     import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -305,8 +311,8 @@ def _check(config: dict[str, Any], source: str) -> None:
 
     _check_section("trainer", config["trainer"], Trainer.__init__, OWNED_BY_LAUNCHER)
     _check_keys("monitor", config["monitor"], MONITOR_KEYS, required=MONITOR_KEYS)
-    _check_value("monitor.metric", config["monitor"]["metric"], str)
-    _check_value("monitor.mode", config["monitor"]["mode"], Literal["min", "max"])
+    check_value("monitor.metric", config["monitor"]["metric"], str)
+    check_value("monitor.mode", config["monitor"]["mode"], Literal["min", "max"])
     if not isinstance(config.setdefault("published", []), list):
         raise RequestError("published must be a list of {table, match, metric, value, sd}")
     for i, entry in enumerate(config["published"]):
@@ -327,7 +333,7 @@ def _check_section(section: str, values: dict[str, Any], constructor: Any, launc
     _check_keys(section, values, accepted, required=required)
     for name, value in values.items():
         if name in hints:
-            _check_value(f"{section}.{name}", value, hints[name])
+            check_value(f"{section}.{name}", value, hints[name])
 
 
 def _check_keys(section: str, values: Mapping[str, Any], accepted: Iterable[str], *, required: Iterable[str]) -> None:
@@ -341,55 +347,9 @@ def _check_keys(section: str, values: Mapping[str, Any], accepted: Iterable[str]
             raise RequestError(f"{section}.{key} is missing: set it in the experiment file")
 
 
-def _check_value(path: str, value: Any, annotation: Any) -> None:
-    """Refuse a value that does not fit an annotation of plain types; classes of other libraries are left to them."""
-    if not _fits(value, annotation):
-        hint = ""
-        if isinstance(value, str):
-            try:
-                float(value)
-                hint = f"; it is a text: write {float(value)!r} without quotes and with a decimal point"
-            except ValueError:
-                if get_origin(annotation) is Literal:
-                    hint = nearest(value, [str(a) for a in get_args(annotation)])
-        raise RequestError(f"{path} must be {_describe(annotation)}, got {value!r}{hint}")
-
-
-def _fits(value: Any, annotation: Any) -> bool:
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if annotation is Any:
-        return True
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, a) for a in arguments)
-    if origin is Literal:
-        return any(value == a and type(value) is type(a) for a in arguments)
-    if annotation in (None, type(None)):
-        return value is None
-    if annotation is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if annotation is int:
-        return type(value) is int
-    if annotation in (str, bool):
-        return isinstance(value, annotation)
-    if annotation is Path:
-        return isinstance(value, str)
-    if origin in (list, tuple, Sequence) or annotation in (list, tuple):
-        inner = [a for a in arguments if a is not Ellipsis]
-        return isinstance(value, list) and (not inner or all(any(_fits(v, a) for a in inner) for v in value))
-    if origin in (dict, Mapping) or annotation is dict:
-        return isinstance(value, dict)
-    return False
-
-
-def _describe(annotation: Any) -> str:
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_describe(a) for a in arguments))
-    if origin is Literal:
-        return " or ".join(repr(a) for a in arguments)
-    names = {float: "a number", int: "a whole number", str: "a text", bool: "true or false", type(None): "null"}
-    if annotation in names:
-        return names[annotation]
-    if origin in (list, tuple, Sequence):
-        return f"a list of {_describe(arguments[0])}" if arguments else "a list"
-    return getattr(annotation, "__name__", str(annotation))
+def check_value(path: str, value: Any, annotation: Any) -> None:
+    """Raise RequestError, naming the key, when a value does not fit an annotation of plain types."""
+    fault = mismatch(value, annotation)
+    if fault is not None:
+        choices = [str(a) for a in get_args(annotation)] if get_origin(annotation) is Literal else []
+        raise RequestError(f"{path} {fault}{nearest(value, choices) if isinstance(value, str) else ''}")

@@ -2,8 +2,8 @@
 shown and checked.
 
 A simulator is `datamodules.simulators.<stem>`, a converter `datamodules.converters.<stem>`, the picture of a data set
-`lightning_modules.figures.<stem>.contact_sheet`. Everything that is wrong with a request or its input is a
-RequestError of one sentence. Results go to stdout, progress to stderr.
+`lightning_modules.figures.<stem>.contact_sheet`, or `data_pictures` where there is none. Everything that is wrong with
+a request or its input is a RequestError of one sentence. Results go to stdout, progress to stderr.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ import pkgutil
 import re
 import sys
 import time
+import typing
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Future
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mechanolab.config import RequestError, data_root, flatten, nearest
+from mechanolab.config import RequestError, check_value, data_root, flatten, nearest
 from mechanolab.data_display import counted, print_manifest, progress_bar
 
 SAMPLES_ON_SHEET = 24
@@ -67,19 +69,20 @@ def simulate(
     for name, value, least in (("count", count, 1), ("seed", seed, 0), ("workers", workers, 1)):
         if value is not None and value < least:
             raise RequestError(f"--{name} must be at least {least}, got {value}")
-    accepted = [field.name for field in dataclasses.fields(module.Parameters)]
-    for name in parameters or {}:
+    accepted = typing.get_type_hints(module.Parameters)
+    for name, value in (parameters or {}).items():
         if name not in accepted:
             raise RequestError(f"the simulator {stem} has no parameter {name!r}{nearest(name, accepted)}")
+        check_value(name, value, accepted[name])
     folder = _folder(out, stem, "twin")
-    with _requests():
+    with request_errors():
         numbers = module.Parameters(**(parameters or {}))
         provenance = {
             "made_by": "simulator",
             "parameters": dataclasses.asdict(numbers),
             "seed": seed,
             "count": count,
-            "irreducible_error": module.irreducible_error(numbers),
+            "irreducible_error": _irreducible_error(module, numbers),
             "licence": module.LICENCE,
         }
         if _stands_already(folder, stem, provenance, keys=("made_by", "parameters", "seed", "count")):
@@ -109,22 +112,23 @@ def convert(stem: str, *, source: Path, out: Path | None = None) -> int:
     if not source.exists():
         raise RequestError(f"source {source} does not exist")
     folder = _folder(out, stem, re.sub(r"\s+", "_", source.resolve().name.lower()))
-    with _requests():
+    with request_errors():
         provenance = {"made_by": "converter", **module.provenance(source)}
         # a manifest travels: it must not say where on this machine the archive lay
         text = json.dumps(provenance).replace(json.dumps(str(source.resolve()))[1:-1], source.resolve().name)
         provenance = json.loads(text)
         if _stands_already(folder, stem, provenance, keys=tuple(provenance)):
             return 0
-        _write(folder, module.convert(source), None, module, stem, 0, provenance, doing=f"converting {stem}")
+        doing = f"converting {stem}"
+        _write(folder, module.convert(source), None, module, stem, 0, provenance, doing=doing, source=source)
     return 0
 
 
-def verify(folder: Path, *, workers: int | None = None) -> int:
+def verify(folder: Path | str, *, workers: int | None = None) -> int:
     """Check every byte of a data set and print a line per fault.
 
     Args:
-        folder: The data set's own folder.
+        folder: The data set's own folder or its URL.
         workers: Processes; None chooses by the cores and the size.
 
     Returns:
@@ -133,16 +137,18 @@ def verify(folder: Path, *, workers: int | None = None) -> int:
     Raises:
         RequestError: There is no data set in `folder`.
     """
+    from datamodules.shards.remote import open_mirror
     from datamodules.shards.schema import Manifest, ShardError
     from datamodules.shards.verify import NOTE, verify_dataset
 
-    folder = Path(folder).expanduser()
-    with _requests():
+    folder = _place(folder)
+    with request_errors():
         try:
-            manifest = Manifest.read(folder)
+            manifest = Manifest.read(open_mirror(folder) if isinstance(folder, str) else folder)
         except ShardError as error:
+            needed = "manifest or index" if isinstance(folder, str) else "the manifest"
             print(error)
-            print(f"{folder}: the manifest is faulty, so nothing else could be checked")
+            print(f"{folder}: {needed} is faulty, so nothing else could be checked")
             return 1
         if workers is None:
             workers = _cores() if sum(shard["bytes"] for shard in manifest.shards) > SERIAL_VERIFY_BYTES else 1
@@ -156,12 +162,13 @@ def verify(folder: Path, *, workers: int | None = None) -> int:
     return 1 if faults else 0
 
 
-def inspect(folder: Path, *, picture: Path | None = None) -> int:
+def inspect(folder: Path | str, *, picture: Path | None = None) -> int:
     """Print what a data set holds and draw a contact sheet of samples spread evenly over it.
 
     Args:
-        folder: The data set's own folder.
-        picture: Where the contact sheet goes; contact_sheet.png in the folder when None.
+        folder: The data set's own folder or its URL.
+        picture: Where the contact sheet goes; when None contact_sheet.png in the folder, of a URL in the working
+            directory.
 
     Returns:
         0.
@@ -176,19 +183,22 @@ def inspect(folder: Path, *, picture: Path | None = None) -> int:
     from datamodules.shards.reader import ShardDataset
     from datamodules.shards.schema import replace_file
 
-    folder = Path(folder).expanduser()
-    with _requests():
+    folder = _place(folder)
+    with request_errors():
         dataset = ShardDataset(folder)
         print_manifest(folder, dataset.manifest)
         stem = dataset.manifest.stem
-        draw = _contact_sheet(stem)
+        draw, most = _contact_sheet(stem), SAMPLES_ON_SHEET
         if draw is None:
-            print(f"no picture: lightning_modules/figures has no contact_sheet for {stem}")
-            return 0
-        chosen = np.unique(np.linspace(0, len(dataset) - 1, min(SAMPLES_ON_SHEET, len(dataset))).round().astype(int))
+            from mechanolab import data_pictures
+
+            draw, most = partial(data_pictures.contact_sheet, dataset.fields), data_pictures.MOST_SAMPLES
+        chosen = np.unique(np.linspace(0, len(dataset) - 1, min(most, len(dataset))).round().astype(int))
         content = io.BytesIO()
         draw(dataset.__getitems__(chosen.tolist())).savefig(content, format="png")
-        picture = Path(picture).expanduser() if picture is not None else folder / "contact_sheet.png"
+        if picture is None:
+            picture = (Path() if isinstance(folder, str) else folder) / "contact_sheet.png"
+        picture = picture.expanduser()
         replace_file(picture, content.getvalue())
     print(f"contact sheet: {picture}")
     return 0
@@ -215,6 +225,12 @@ def _module(kind: str, stem: str, function: str) -> ModuleType:
     raise RequestError(f"there are no {kind} for {stem!r}{nearest(stem, stems)}; there are: {', '.join(stems)}")
 
 
+def _irreducible_error(module: ModuleType, parameters: Any) -> dict[str, Any] | None:
+    """What the simulator says about the best possible score; None where it knows none."""
+    known = getattr(module, "irreducible_error", None)
+    return None if known is None else known(parameters)
+
+
 def _contact_sheet(stem: str) -> Callable[[Sequence[Any]], Any] | None:
     name = f"lightning_modules.figures.{stem}"
     try:
@@ -226,11 +242,24 @@ def _contact_sheet(stem: str) -> Callable[[Sequence[Any]], Any] | None:
 
 
 def _folder(out: Path | None, stem: str, dataset: str) -> Path:
-    return Path(out).expanduser() if out is not None else data_root() / stem / dataset
+    """Where a data set is written."""
+    from datamodules.shards.remote import folder_in
+
+    place = _place(out if out is not None else folder_in(data_root(), stem, dataset))
+    if isinstance(place, str):
+        raise RequestError(f"{place} is remote; make the data set in a local --out and copy the finished folder there")
+    return place
+
+
+def _place(folder: Path | str) -> Path | str:
+    """A URL as text, anything else as a path."""
+    from datamodules.shards.remote import is_remote
+
+    return str(folder) if is_remote(folder) else Path(folder).expanduser()
 
 
 @contextlib.contextmanager
-def _requests() -> Iterator[None]:
+def request_errors() -> Iterator[None]:
     """What the library says about bad input, as a RequestError."""
     try:
         yield
@@ -280,6 +309,7 @@ def _write(
     provenance: dict[str, Any],
     *,
     doing: str,
+    source: Path | None = None,
 ) -> None:
     from importlib.metadata import version
 
@@ -292,8 +322,8 @@ def _write(
             folder,
             stream,
             stem=stem,
-            fields=module.FIELDS,
-            splits=module.SPLITS,
+            fields=_declared(module, "fields", source),
+            splits=_declared(module, "splits", source),
             seed=seed,
             provenance={**provenance, "made_with": f"mechanolab {version('mechanolab')}"},
             group_key=getattr(module, "GROUP_KEY", "group"),
@@ -307,6 +337,12 @@ def _write(
         f"{folder}: {counted(written, 'sample')}, {size:.1f} MB, in {seconds:.1f} s ({rate:.0f} samples/s)",
         file=sys.stderr,
     )
+
+
+def _declared(module: ModuleType, name: str, source: Path | None) -> dict[str, Any]:
+    """FIELDS or SPLITS of a module; a converter for which they depend on the archive has `fields` or `splits`."""
+    dependent = getattr(module, name, None) if source is not None else None
+    return dependent(source) if dependent is not None else getattr(module, name.upper())
 
 
 def _simulated(

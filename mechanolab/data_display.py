@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mechanolab.config import flatten
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from datamodules.shards.schema import Manifest
 
 
@@ -53,15 +55,12 @@ def progress_bar(doing: str, total: int | None, unit: str) -> Iterator[Callable[
         yield advance
 
 
-def print_manifest(folder: Path, manifest: Manifest) -> None:
+def print_manifest(folder: Path | str, manifest: Manifest) -> None:
     """Print fields, splits, provenance and best possible score of the data set in `folder` to stdout."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(markup=False, highlight=False, emoji=False)
-    if not console.is_terminal:
-        console = Console(markup=False, highlight=False, emoji=False, width=140)
+    console = _console()
     counts = manifest.counts
     print(f"{folder}: {manifest.stem} / {manifest.dataset}, format version {manifest.schema_version}")
     groups = f"{counted(counts['groups'], 'group')} ({manifest.group_key})"
@@ -71,22 +70,41 @@ def print_manifest(folder: Path, manifest: Manifest) -> None:
         shape = " x ".join(map(str, field.shape)) or "scalar"
         fields.add_row(name, shape, field.dtype, field.unit, field.axes or "-")
     console.print(fields)
-    splits = Table("split scheme", "by", "train", "val", "test", "unused", box=box.SIMPLE)
-    for name, scheme in manifest.splits.items():
-        cells = [
-            f"{scheme['samples'][split]} ({counted(scheme['groups'][split], 'group')})"
-            for split in ("train", "val", "test", "unused")
-        ]
-        splits.add_row(name, scheme["unit"], *cells)
-    console.print(splits)
+    print_splits(manifest.splits)
     provenance = dict(manifest.provenance)
     best = provenance.pop("irreducible_error", None)
     made = Table("provenance", "", box=box.SIMPLE)
+    for source in provenance.pop("sources", []) if provenance.get("made_by") == "merge" else []:
+        how = source["provenance"].get("made_by", "unknown means")
+        made.add_row("source", f"{source['dataset']}, made by {how}, {source['identity']}")
     for key, value in flatten(provenance).items():
         made.add_row(key, str(value))
     console.print(made)
     if best is not None:
         print(f"best possible: {best['metric']} {best['value']:.4g} ({best['how']})")
+
+
+def print_splits(splits: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print the samples and groups of every split of the manifest's `splits` entries to stdout."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table("split scheme", "by", "train", "val", "test", "unused", box=box.SIMPLE)
+    for name, scheme in splits.items():
+        cells = [
+            f"{scheme['samples'][split]} ({counted(scheme['groups'][split], 'group')})"
+            for split in ("train", "val", "test", "unused")
+        ]
+        table.add_row(name, scheme["unit"], *cells)
+    _console().print(table)
+
+
+def _console() -> Console:
+    """Of a terminal's width, or wide enough for the tables elsewhere."""
+    from rich.console import Console
+
+    console = Console(markup=False, highlight=False, emoji=False)
+    return console if console.is_terminal else Console(markup=False, highlight=False, emoji=False, width=140)
 
 
 def counted(number: int, noun: str) -> str:

@@ -18,7 +18,7 @@ NETWORKS = TORCH | {"torchmetrics", "torchvision", "timm", "ultralytics"}
 DATA = TORCH | {"scipy", "skimage", "cv2", "albumentations", "tifffile", "fsspec"}
 ALLOWED: dict[str, set[str]] = {
     # first match wins: a folder or file, and the packages it may import beside the standard library
-    "physics": TORCH,
+    "physics": TORCH | {"physics"},
     "lightning_modules/networks": NETWORKS | {"physics", "lightning_modules.networks"},
     "lightning_modules/losses": TORCH | {"torchmetrics", "physics", "lightning_modules.losses"},
     "lightning_modules/metrics": TORCH

@@ -1,4 +1,4 @@
-"""`index.h5`: id, group, shard, row and splits of every sample.
+"""The index, `index.h5` or after new splits `index-<n>.h5`: id, group, shard, row and splits of every sample.
 
 They are arrays, not JSON, so that a million samples open in an instant. The text arrays are fixed-length UTF-8 (`S`
 in NumPy); groups are numbers into a table of names.
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from datamodules.shards.attributes import write_attributes
 from datamodules.shards.opening import check_root, checked_dataset, open_file
-from datamodules.shards.schema import INDEX_NAME, SPLIT_CODES, UNUSED_CODE, Manifest, ShardError
+from datamodules.shards.schema import SPLIT_CODES, UNUSED_CODE, Manifest, ShardError
 
 CHUNK_ENTRIES = 65536
 LIBRARY_VERSIONS = ("v110", "v110")
@@ -41,7 +41,7 @@ class Index(NamedTuple):
 
 
 def write_index(path: Path, index: Index, *, root: Mapping[str, Any]) -> None:
-    """Write `index.h5` to a path where no file is yet.
+    """Write an index to a path where no file is yet.
 
     Args:
         path: Of the new file.
@@ -66,7 +66,7 @@ def write_index(path: Path, index: Index, *, root: Mapping[str, Any]) -> None:
 
 
 def read_index(folder: Path, manifest: Manifest, *, schemes: Sequence[str] = ()) -> Index:
-    """Read `index.h5` and check that it fits the manifest.
+    """Read the index that the manifest names and check that it fits the manifest.
 
     Args:
         folder: Of the data set.
@@ -76,7 +76,7 @@ def read_index(folder: Path, manifest: Manifest, *, schemes: Sequence[str] = ())
     Raises:
         ShardError: The file is damaged, foreign, or contradicts the manifest.
     """
-    path = folder / INDEX_NAME
+    path = folder / manifest.index_name
     samples, groups = manifest.counts["samples"], manifest.counts["groups"]
     with open_file(path, nbytes=manifest.index["bytes"]) as file:
         check_root(file, path, manifest)

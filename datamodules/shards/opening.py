@@ -23,7 +23,7 @@ LZF_LIMIT = 100
 """Upper bound of what lzf can compress: 3 bytes stand for at most 264. More is a file that claims what it lacks."""
 _FLETCHER32 = int(h5py.h5z.FILTER_FLETCHER32)
 _LZF = int(h5py.h5z.FILTER_LZF)
-_CHECKSUM_BYTES = 4
+CHECKSUM_BYTES = 4
 
 
 def open_file(path: Path, *, nbytes: int) -> h5py.File:
@@ -140,12 +140,21 @@ def _check_type(dataset: h5py.Dataset, where: str, shape: tuple[int, ...], dtype
         raise ShardError(f"{where} has dtype {dataset.dtype.str}, the manifest says {dtype} (little-endian)")
 
 
+def is_compressed(dataset: h5py.Dataset) -> bool:
+    """Whether a dataset that was checked has another filter beside its checksum."""
+    return len(_filters(dataset)) > 1
+
+
+def _filters(dataset: h5py.Dataset) -> list[int]:
+    properties = dataset.id.get_create_plist()
+    return [int(properties.get_filter(number)[0]) for number in range(properties.get_nfilters())]
+
+
 def _check_storage(dataset: h5py.Dataset, where: str, chunks: tuple[int, ...] | None) -> None:
     """Check chunking, filters, and that the file really holds as many bytes as the dataset claims."""
     if dataset.chunks is None or (chunks is not None and dataset.chunks != chunks):
         raise ShardError(f"{where} has chunks {dataset.chunks}, format v1 needs {chunks or 'chunks'}")
-    properties = dataset.id.get_create_plist()
-    filters = [int(properties.get_filter(number)[0]) for number in range(properties.get_nfilters())]
+    filters = _filters(dataset)
     if _FLETCHER32 not in filters:
         raise ShardError(f"{where} has no fletcher32 checksums")
     foreign = set(filters) - {_FLETCHER32, _LZF}
@@ -156,6 +165,6 @@ def _check_storage(dataset: h5py.Dataset, where: str, chunks: tuple[int, ...] | 
         raise ShardError(f"{where} holds {dataset.id.get_num_chunks()} of {expected} chunks: it was not fully written")
     claimed = math.prod(dataset.chunks) * dataset.dtype.itemsize
     stored = dataset.id.get_storage_size()
-    full = expected * (claimed + _CHECKSUM_BYTES)
+    full = expected * (claimed + CHECKSUM_BYTES)
     if stored > full or (stored != full if _LZF not in filters else stored * LZF_LIMIT < full):
         raise ShardError(f"{where} claims {full} bytes and stores {stored}: it is damaged or a decompression bomb")

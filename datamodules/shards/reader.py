@@ -1,8 +1,8 @@
-"""Reading a data set: `ShardDataset`, a torch data set over one folder of shards.
+"""Reading a data set: `ShardDataset`, a torch data set over one folder of shards, here or elsewhere.
 
 Files are opened on first use in each process and at most `max_open_files` stay open, so a data set can be pickled,
-forked and spawned. Samples are read chunk by chunk into arrays allocated once per batch; every read checks the
-chunk's fletcher32 checksum. Opening hashes nothing; `verify.verify_dataset` does.
+forked and spawned. Samples are read chunk by chunk into arrays allocated once per batch; the first time a process reads
+a chunk it checks the chunk's fletcher32 checksum. Opening hashes nothing; `verify.verify_dataset` does.
 """
 
 from __future__ import annotations
@@ -12,83 +12,33 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from datamodules.batches import Sample
 from datamodules.shards.index import read_index
-from datamodules.shards.opening import check_root, checked_dataset, open_file
+from datamodules.shards.remote import fetch_shard, is_remote, open_mirror
 from datamodules.shards.schema import SPLIT_CODES, Field, Manifest, ShardError
-
-
-class OpenShard:
-    """One open shard file: reads runs of consecutive rows of its fields into arrays."""
-
-    def __init__(self, folder: Path, manifest: Manifest, number: int, fields: dict[str, Field]) -> None:
-        entry = manifest.shards[number]
-        self.path = folder / entry["name"]
-        self._file = open_file(self.path, nbytes=entry["bytes"])
-        try:
-            check_root(self._file, self.path, manifest, shard=number)
-            self._datasets = {
-                name: checked_dataset(
-                    self._file,
-                    self.path,
-                    name,
-                    shape=(entry["samples"], *field.shape),
-                    dtype=field.dtype,
-                    chunks=(1, *field.shape),
-                ).id
-                for name, field in fields.items()
-            }
-            # spaces and types are cheap to use and dear to make: made once per field
-            self._spaces = {name: dataset.get_space() for name, dataset in self._datasets.items()}
-            self._types = {name: h5py.h5t.py_create(np.dtype(field.dtype)) for name, field in fields.items()}
-            self._targets: dict[tuple[int, ...], h5py.h5s.SpaceID] = {}
-        except BaseException:
-            self.close()
-            raise
-
-    def read(self, name: str, row: int, out: NDArray[Any]) -> None:
-        """Fill `out`, (rows, *shape) and contiguous, from row `row` on.
-
-        Raises:
-            ShardError: A checksum does not match or the file is damaged.
-        """
-        shape = out.shape
-        target = self._targets.get(shape)
-        if target is None:
-            target = self._targets[shape] = h5py.h5s.create_simple(shape)
-        space = self._spaces[name]
-        space.select_hyperslab((row, *(0,) * (len(shape) - 1)), shape)
-        try:
-            self._datasets[name].read(target, space, out, self._types[name])
-        except (OSError, RuntimeError) as error:
-            raise ShardError(
-                f"{self.path}: field {name!r} of row {row} cannot be read, its checksum does not match or the file is "
-                f"damaged ({error}); `mechanolab data verify` lists every fault"
-            ) from error
-
-    def close(self) -> None:
-        """Close the file; reading afterwards is an error."""
-        self._datasets, self._spaces, self._types, self._targets = {}, {}, {}, {}
-        self._file.close()
+from datamodules.shards.shard_file import ShardFile
 
 
 class ShardDataset(Dataset[Sample]):
     """The samples of one data set, or of one split of it, in stored order.
 
     Args:
-        folder: The data set's own folder, the one that holds `manifest.json`.
+        folder: The data set's own folder, the one that holds `manifest.json`, or its URL: then each shard is fetched
+            into the cache when it is first needed (see `remote`).
         scheme: Name of a stored split scheme, together with `split`; without both, every sample.
         split: `train`, `val` or `test`.
         fields: Names of the fields to read; all when None.
-        max_open_files: How many shard files one process keeps open.
+        max_open_files: How many shard files one process keeps open; each takes two descriptors.
+        memory_bytes: A selection of at most so many bytes is read into memory at once, here; worker processes that are
+            forked share it. 0: never.
 
     Raises:
         FileNotFoundError: There is no data set in `folder`.
@@ -105,14 +55,27 @@ class ShardDataset(Dataset[Sample]):
         split: str | None = None,
         fields: Sequence[str] | None = None,
         max_open_files: int = 64,
+        memory_bytes: int = 0,
     ) -> None:
         if max_open_files < 1:
             raise ValueError(f"max_open_files must be at least 1, got {max_open_files}")
-        self.folder = Path(folder)
-        self.manifest = Manifest.read(self.folder)
+        if memory_bytes < 0:
+            raise ValueError(f"memory_bytes must be at least 0, got {memory_bytes}")
+        self.folder: Path | str = str(folder) if is_remote(folder) else Path(folder)
+        self._local = open_mirror(self.folder) if isinstance(self.folder, str) else self.folder
+        self.manifest = Manifest.read(self._local)
         self.fields = self._choose_fields(fields)
         self._check_split(scheme, split)
-        index = read_index(self.folder, self.manifest, schemes=[scheme] if scheme is not None else [])
+        schemes = [scheme] if scheme is not None else []
+        try:
+            index = read_index(self._local, self.manifest, schemes=schemes)
+        except ShardError:
+            # split schemes may have been added since the manifest was read: then there is a new index
+            newer = Manifest.read(self._local)
+            if newer.index_name == self.manifest.index_name:
+                raise
+            self.manifest = newer
+            index = read_index(self._local, self.manifest, schemes=schemes)
         if scheme is not None and split is not None:
             self.indices: NDArray[np.int64] = np.flatnonzero(index.splits[scheme] == SPLIT_CODES[split])
             if not len(self.indices):
@@ -125,8 +88,12 @@ class ShardDataset(Dataset[Sample]):
         self._shard = index.shard[self.indices]
         self._row = index.row[self.indices]
         self._max_open_files = max_open_files
-        self._open: OrderedDict[int, OpenShard] = OrderedDict()
+        self._files: dict[int, ShardFile] = {}
+        self._open: OrderedDict[int, ShardFile] = OrderedDict()
         self._process = os.getpid()
+        nbytes = len(self) * sum(field.nbytes for field in self.fields.values())
+        self.in_memory = nbytes <= memory_bytes
+        self._memory = self._read(np.arange(len(self))) if self.in_memory else None
 
     def _choose_fields(self, names: Sequence[str] | None) -> dict[str, Field]:
         stored = self.manifest.fields
@@ -167,59 +134,65 @@ class ShardDataset(Dataset[Sample]):
             IndexError: A position is out of range.
             ShardError: A file is missing, damaged, foreign, or a checksum does not match.
         """
-        positions = [self._position(index) for index in indices]
-        places = [(int(self._shard[i]), int(self._row[i])) for i in positions]
-        runs = self._runs(places)
-        # opened first: a file that only claims its size is refused before memory is asked for
-        for shard in sorted({places[slot][0] for slot, _ in runs})[: self._max_open_files]:
-            self._shard_file(shard)
-        arrays = {name: np.empty((len(positions), *field.shape), field.dtype) for name, field in self.fields.items()}
-        for slot, rows in runs:
-            shard, row = places[slot]
-            file = self._shard_file(shard)
-            for name, array in arrays.items():
-                file.read(name, row, array[slot : slot + rows])
+        positions = self._positions(indices)
+        if self.in_memory:
+            if self._memory is None:  # in a process that was not forked from the one that read it
+                self._memory = self._read(np.arange(len(self)))
+            arrays = {name: array[positions] for name, array in self._memory.items()}
+        else:
+            arrays = self._read(positions)
         return [
             Sample(
                 sample_id=self._sample_id[position].decode(),
                 group=self._group_name[self._group[position]].decode(),
                 fields={name: array[slot, ...] for name, array in arrays.items()},
             )
-            for slot, position in enumerate(positions)
+            for slot, position in enumerate(positions.tolist())
         ]
 
-    def _position(self, index: int) -> int:
-        position = operator.index(index)
-        if not -len(self) <= position < len(self):
-            raise IndexError(f"sample {position} is out of range: the data set has {len(self)} samples")
-        return position % len(self)
+    def _positions(self, indices: Sequence[int]) -> NDArray[np.int64]:
+        positions = np.array([operator.index(index) for index in indices], np.int64)
+        outside = (positions < -len(self)) | (positions >= len(self))
+        if outside.any():
+            raise IndexError(f"sample {positions[outside][0]} is out of range: the data set has {len(self)} samples")
+        return positions % len(self)
 
-    @staticmethod
-    def _runs(places: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """(slot, rows): stretches of slots whose rows follow one another in a shard, ordered by shard and row."""
-        runs: list[tuple[int, int]] = []
-        for slot, (shard, row) in enumerate(places):
-            if slot and places[slot - 1] == (shard, row - 1):
-                start, rows = runs[-1]
-                runs[-1] = (start, rows + 1)
-            else:
-                runs.append((slot, 1))
-        runs.sort(key=lambda run: places[run[0]])
-        return runs
+    def _read(self, positions: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """Field name to (positions, *shape), read shard by shard in the order of the rows."""
+        shards, rows = self._shard[positions], self._row[positions]
+        order = np.lexsort((rows, shards))
+        slots, rows, shards = order.tolist(), rows[order].tolist(), shards[order].tolist()
+        starts = [slot for slot, shard in enumerate(shards) if not slot or shard != shards[slot - 1]]
+        # opened first: a file that only claims its size is refused before memory is asked for
+        for start in starts[: self._max_open_files]:
+            self._shard_file(shards[start])
+        arrays = {
+            name: np.empty((len(positions), *field.shape), np.dtype(field.dtype).newbyteorder("<"))
+            for name, field in self.fields.items()
+        }
+        for start, stop in pairwise([*starts, len(shards)]):
+            self._shard_file(shards[start]).read(rows[start:stop], slots[start:stop], arrays)
+        return arrays
 
-    def _shard_file(self, number: int) -> OpenShard:
+    def _shard_file(self, number: int) -> ShardFile:
         if self._process != os.getpid():
-            # a handle that came through a fork shares its file offset and caches with the parent: never use it
-            self._open, self._process = OrderedDict(), os.getpid()
-        shard = self._open.get(number)
-        if shard is None:
-            while len(self._open) >= self._max_open_files:
-                self._open.popitem(last=False)[1].close()
-            shard = OpenShard(self.folder, self.manifest, number, self.fields)
-            self._open[number] = shard
-        else:
+            # what came through a fork belongs to the parent: HDF5 handles share its offsets and caches
+            self._files, self._open, self._process = {}, OrderedDict(), os.getpid()
+        if number in self._open:
             self._open.move_to_end(number)
-        return shard
+            return self._open[number]
+        while len(self._open) >= self._max_open_files:
+            self._open.popitem(last=False)[1].close()
+        known = self._files.get(number)
+        if known is None or not known.reopen():
+            entry = self.manifest.shards[number]
+            if isinstance(self.folder, str):
+                path = fetch_shard(self.folder, self._local, entry)
+            else:
+                path = self.folder / entry["name"]
+            self._files[number] = ShardFile(path, self.manifest, number, self.fields)
+        self._open[number] = self._files[number]
+        return self._open[number]
 
     @cached_property
     def sample_ids(self) -> NDArray[np.str_]:
@@ -233,13 +206,12 @@ class ShardDataset(Dataset[Sample]):
 
     def close(self) -> None:
         """Close this process's files; the next read opens what it needs again."""
-        for shard in self._open.values():
-            shard.close()
-        self._open = OrderedDict()
+        for file in self._files.values():
+            file.close()
+        self._files, self._open = {}, OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        state["_open"] = OrderedDict()
+        state = self.__dict__.copy() | {"_files": {}, "_open": OrderedDict(), "_memory": None}
         for name in ("sample_ids", "groups"):
             state.pop(name, None)
         return state

@@ -32,6 +32,7 @@ MAX_FIELD_BYTES = 2**32 - 1
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _SCHEME_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _SHARD_NAME = re.compile(r"[0-9]{5,}\.h5")
+_INDEX_NAME = re.compile(r"index(-[0-9]+)?\.h5")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CHECKSUM_LINE = re.compile(rb'"checksum": "([0-9a-f]{64})"')
 _NO_CHECKSUM = "0" * 64
@@ -119,6 +120,11 @@ def shard_name(number: int) -> str:
     return f"{number:05d}.h5"
 
 
+def is_index_name(name: str) -> bool:
+    """Whether a file of this name could be an index: `index.h5`, `index-1.h5`, `index-2.h5`, ..."""
+    return _INDEX_NAME.fullmatch(name) is not None
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Write `content` so that `path` holds either the old bytes or all of the new ones, also after a power cut."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -154,11 +160,16 @@ class Manifest:
     """Scheme name to {unit, train, val, test, seed, samples: {...}, groups: {...}}: the shares asked for, and the
     numbers drawn, with what is in no split under `unused`."""
     index: dict[str, Any]
-    """{bytes, sha256} of index.h5."""
+    """{name, bytes, sha256} of the index file; without a name it is index.h5."""
     shards: list[dict[str, Any]]
     """One {name, samples, bytes, sha256} per shard file, in order."""
     provenance: dict[str, Any]
     """How the data were made: simulator, parameters, seed and irreducible error, or converter, source and licence."""
+
+    @property
+    def index_name(self) -> str:
+        """File name of the index."""
+        return str(self.index.get("name", INDEX_NAME))
 
     @classmethod
     def read(cls, folder: Path | str) -> Manifest:
@@ -217,6 +228,7 @@ class Manifest:
             }
             for entry in document["shards"]
         ]
+        name = {"name": str(document["index"]["name"])} if "name" in document["index"] else {}
         return cls(
             schema_version=int(document["schema_version"]),
             stem=str(document["stem"]),
@@ -226,7 +238,7 @@ class Manifest:
             group_key=str(document["group_key"]),
             counts={name: int(document["counts"][name]) for name in ("samples", "groups", "shards")},
             splits={str(name): dict(entry) for name, entry in document["splits"].items()},
-            index={"bytes": int(document["index"]["bytes"]), "sha256": str(document["index"]["sha256"])},
+            index={**name, "bytes": int(document["index"]["bytes"]), "sha256": str(document["index"]["sha256"])},
             shards=shards,
             provenance=dict(document["provenance"]),
         )
@@ -251,8 +263,10 @@ class Manifest:
                 raise ValueError(f"shard {number} is called {shard['name']!r} instead of {shard_name(number)!r}")
             if shard["samples"] < 1 or shard["bytes"] < 1 or not _SHA256.fullmatch(shard["sha256"]):
                 raise ValueError(f"the entry of shard {shard['name']} is damaged")
+        if not is_index_name(self.index_name):
+            raise ValueError(f"the index is called {self.index_name!r} instead of {INDEX_NAME!r} or 'index-1.h5'")
         if not _SHA256.fullmatch(self.index["sha256"]):
-            raise ValueError(f"the sha256 of {INDEX_NAME} is not one")
+            raise ValueError(f"the sha256 of {self.index_name} is not one")
         if self.counts["shards"] != len(self.shards):
             raise ValueError(f"it counts {self.counts['shards']} shards and lists {len(self.shards)}")
         listed = sum(shard["samples"] for shard in self.shards)

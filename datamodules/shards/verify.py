@@ -1,15 +1,18 @@
 """Verification: everything that can be wrong with a data set on disk, one line per fault.
 
 Reading checks what it touches; this checks everything: sha256 of every file, links, external and virtual storage,
-shapes, dtypes, chunks and filters, units and axes, every value's checksum, NaN and infinity, the index against the
-shards, and that no group lies in two splits of a scheme by group.
+shapes, dtypes, chunks and filters, units and axes, every value's checksum, NaN and infinity, values against their
+units, lists against their lengths, the index against the shards, and that no group lies in two splits of a scheme by
+group.
 """
 
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import as_completed
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -17,10 +20,13 @@ import numpy as np
 
 from datamodules.shards.attributes import read_attribute
 from datamodules.shards.index import Index, read_index
+from datamodules.shards.lists import declaration_faults, length_fault, list_fields
 from datamodules.shards.opening import check_root, checked_dataset, open_file
 from datamodules.shards.processes import worker_pool
-from datamodules.shards.schema import INDEX_NAME, SPLIT_CODES, Field, Manifest, ShardError
-from datamodules.shards.splits import split_counts
+from datamodules.shards.ranges import unit_fault, value_fault
+from datamodules.shards.remote import fetch_shard, is_remote, open_mirror
+from datamodules.shards.schema import MANIFEST_NAME, Field, Manifest, ShardError, is_index_name
+from datamodules.shards.splits import shared_groups, split_counts
 
 NOTE = "note: "
 """Lines that start so are worth knowing but no fault."""
@@ -31,7 +37,7 @@ def verify_dataset(folder: Path | str, *, workers: int = 1, on_shard: Callable[[
     """Check a data set completely.
 
     Args:
-        folder: The data set's own folder.
+        folder: The data set's own folder, or its URL: then every file is fetched anew and removed when it was checked.
         workers: Processes that read shards at the same time.
         on_shard: Called with the number of shards checked so far, after each.
 
@@ -45,32 +51,83 @@ def verify_dataset(folder: Path | str, *, workers: int = 1, on_shard: Callable[[
     """
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
+    if is_remote(folder):
+        return _verify_remote(str(folder).rstrip("/"), workers, on_shard)
     folder = Path(folder)
     try:
         manifest = Manifest.read(folder)
     except ShardError as error:
         return [str(error)]
-    lines = verify_index(folder, manifest)
+    lines = _verify_files(folder, manifest, workers, on_shard, partial(verify_shard, folder, manifest))
+    known = {manifest.index_name, *(shard["name"] for shard in manifest.shards)}
+    return lines + [_unlisted(path) for path in sorted(folder.glob("*.h5")) if path.name not in known]
+
+
+def _verify_remote(url: str, workers: int, on_shard: Callable[[int], None] | None) -> list[str]:
+    """Check what lies at a URL, not what a mirror of it holds."""
+    try:
+        mirror = open_mirror(url)
+        manifest = Manifest.read(mirror)
+    except ShardError as error:
+        return [str(error)]
+    with tempfile.TemporaryDirectory(prefix=".verify-", dir=mirror.parent) as scratch:
+        folder = Path(scratch)
+        try:
+            fetch_shard(url, folder, {**manifest.index, "name": manifest.index_name})
+        except ShardError as error:
+            return [str(error)]
+        # files in memory exist in this process only
+        workers = 1 if url.startswith("memory://") else workers
+        check = partial(_verify_fetched, url, folder, manifest)
+        lines = _verify_files(folder, manifest, workers, on_shard, check)
+    return [line.replace(scratch, url) for line in lines]
+
+
+def _verify_fetched(url: str, folder: Path, manifest: Manifest, number: int) -> list[str]:
+    try:
+        path = fetch_shard(url, folder, manifest.shards[number])
+    except ShardError as error:
+        return [str(error)]
+    lines = verify_shard(folder, manifest, number)
+    path.unlink()
+    return lines
+
+
+def _verify_files(
+    folder: Path,
+    manifest: Manifest,
+    workers: int,
+    on_shard: Callable[[int], None] | None,
+    check: Callable[[int], list[str]],
+) -> list[str]:
+    """Check manifest, index and, by `check`, shards."""
+    declared = [fault for name, field in manifest.fields.items() if (fault := unit_fault(name, field))]
+    declared += declaration_faults(manifest.fields)
+    lines = [f"{folder / MANIFEST_NAME}: {fault}" for fault in declared]
+    lines += verify_index(folder, manifest)
     by_shard: dict[int, list[str]] = {}
-    for number, found in _each_shard(folder, manifest, workers):
+    for number, found in _each_shard(len(manifest.shards), workers, check):
         by_shard[number] = found
         if on_shard is not None:
             on_shard(len(by_shard))
     for number in sorted(by_shard):
         lines += by_shard[number]
-    known = {INDEX_NAME, *(shard["name"] for shard in manifest.shards)}
-    lines += [f"{path} is not listed in the manifest" for path in sorted(folder.glob("*.h5")) if path.name not in known]
     return lines
 
 
-def _each_shard(folder: Path, manifest: Manifest, workers: int) -> Iterator[tuple[int, list[str]]]:
-    count = len(manifest.shards)
+def _unlisted(path: Path) -> str:
+    if is_index_name(path.name):
+        return f"{NOTE}{path} is not listed in the manifest: left by a split that was interrupted, it can be removed"
+    return f"{path} is not listed in the manifest"
+
+
+def _each_shard(count: int, workers: int, check: Callable[[int], list[str]]) -> Iterator[tuple[int, list[str]]]:
     if min(workers, count) == 1:
         for number in range(count):
-            yield number, verify_shard(folder, manifest, number)
+            yield number, check(number)
         return
     with worker_pool(min(workers, count), __name__) as pool:
-        futures = {pool.submit(verify_shard, folder, manifest, number): number for number in range(count)}
+        futures = {pool.submit(check, number): number for number in range(count)}
         for future in as_completed(futures):
             yield futures[future], future.result()
 
@@ -90,8 +147,16 @@ def verify_shard(folder: Path, manifest: Manifest, number: int) -> list[str]:
         with open_file(path, nbytes=entry["bytes"]) as file:
             lines += _faults(check_root, file, path, manifest, shard=number)
             lines += _foreign_objects(file, path, set(manifest.fields))
+            sound = set()
             for name, field in manifest.fields.items():
-                lines += _faults(_check_values, file, path, name, field, entry["samples"])
+                found = _faults(_check_values, file, path, name, field, entry["samples"])
+                lines += found
+                if not found:
+                    sound.add(name)
+            if not declaration_faults(manifest.fields):
+                for name, length in list_fields(manifest.fields).items():
+                    if {name, length} <= sound:
+                        lines += _faults(_check_list, file, path, name, length, manifest.fields[name])
     except ShardError as error:
         lines.append(str(error))
     return lines
@@ -146,11 +211,24 @@ def _check_values(file: h5py.File, path: Path, name: str, field: Field, samples:
             if bad.any():
                 row = start + int(np.argmax(bad))
                 raise ShardError(f"{path}: field {name!r} of row {row} has NaN or infinite values")
+        fault = value_fault(name, field, values, first_row=start)
+        if fault is not None:
+            raise ShardError(f"{path}: {fault}")
+
+
+def _check_list(file: h5py.File, path: Path, name: str, length: str, field: Field) -> None:
+    """Check a list against its lengths; both datasets were found sound."""
+    rows = max(1, _BLOCK_BYTES // max(1, field.nbytes))
+    for start in range(0, len(file[name]), rows):
+        lengths = file[length][start : start + rows]
+        fault = length_fault(name, file[name][start : start + rows], lengths, first_row=start)
+        if fault is not None:
+            raise ShardError(f"{path}: {fault}")
 
 
 def verify_index(folder: Path, manifest: Manifest) -> list[str]:
-    """Check `index.h5` against the manifest and the rules of the format; one line per fault or note."""
-    path = folder / INDEX_NAME
+    """Check the index against the manifest and the rules of the format; one line per fault or note."""
+    path = folder / manifest.index_name
     lines = _check_digest(path, manifest.index["sha256"])
     try:
         index = read_index(folder, manifest, schemes=list(manifest.splits))
@@ -184,10 +262,7 @@ def _split_lines(path: Path, name: str, scheme: dict[str, object], index: Index)
     codes = index.splits[name]
     if any(scheme.get(key) != value for key, value in split_counts(codes, index.group).items()):
         yield f"{path}: split scheme {name!r} does not have the counts of the manifest"
-    splits_of_group = np.zeros((len(index.group_name), len(SPLIT_CODES)), dtype=bool)
-    used = codes >= 0
-    splits_of_group[index.group[used], codes[used]] = True
-    shared = np.flatnonzero(splits_of_group.sum(axis=1) > 1)
+    shared = shared_groups(codes, index.group)
     if not len(shared):
         return
     if scheme["unit"] == "group":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import logging
 import os
 import re
@@ -17,6 +18,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from datamodules.shards.schema import MANIFEST_NAME, ShardError
 
@@ -110,6 +112,14 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def settle(path: Path) -> dict[str, Any]:
+    """Wait until a file is on the disk; return its size and sha256 as {`bytes`, `sha256`}."""
+    sync(path)
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
 
 
 def _refuse_existing(folder: Path) -> None:

@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from datamodules.batches import Sample
 from datamodules.shards.attributes import write_attributes
 from datamodules.shards.index import LIBRARY_VERSIONS, Index, write_index
+from datamodules.shards.lists import declaration_faults, length_fault, list_fields
+from datamodules.shards.ranges import unit_fault, value_fault
 from datamodules.shards.schema import (
     FORMAT_NAME,
     INDEX_NAME,
@@ -34,8 +36,8 @@ from datamodules.shards.schema import (
     check_stem,
     shard_name,
 )
-from datamodules.shards.splits import draw_splits, split_counts
-from datamodules.shards.workspace import Workspace, clear_disk_errors, sync
+from datamodules.shards.splits import check_codes, draw_splits, split_counts
+from datamodules.shards.workspace import Workspace, clear_disk_errors, settle
 
 SHARD_BYTES = 64 * 2**20
 
@@ -50,6 +52,7 @@ def write_dataset(
     seed: int,
     provenance: Mapping[str, Any],
     group_key: str = "group",
+    codes: Mapping[str, NDArray[np.int8]] | None = None,
     shard_bytes: int = SHARD_BYTES,
     compression: Literal["lzf"] | None = None,
     on_sample: Callable[[int], None] | None = None,
@@ -68,13 +71,16 @@ def write_dataset(
         seed: Of the split draws.
         provenance: How the data were made; must be representable as JSON.
         group_key: What a group is, for example `cell track`.
+        codes: Scheme name to (samples,) int8, 0 train, 1 val, 2 test, -1 unused, in the order of the samples: schemes
+            of `splits` that are given and not drawn. Their seed in the manifest is null.
         shard_bytes: Size at which a shard is full; a sample larger than this gets a shard of its own.
         compression: None, or `lzf` for half the size and a tenth of the reading rate.
         on_sample: Called with the number of samples taken so far, after each.
 
     Raises:
-        ValueError: An argument or a sample is unfit: other fields, shape or dtype, NaN or infinity, an id used twice, a
-            group that comes back; the sample is named.
+        ValueError: An argument or a sample is unfit: other fields, shape or dtype, NaN or infinity, a value that its
+            unit does not allow, a list that does not fit its length, an id used twice, a group that comes back; the
+            sample is named; `codes` of no scheme, of another length, or that break their scheme's unit.
         ShardError: `folder` holds something already, another process is writing it, or the disk refuses.
     """
     folder = Path(folder).absolute()
@@ -84,6 +90,10 @@ def write_dataset(
             raise ValueError(f"field {name!r} must be described by unit and axes, got {', '.join(sorted(entry))}")
     for name, scheme in splits.items():
         check_scheme(name, scheme)
+    codes = {name: np.asarray(given) for name, given in (codes or {}).items()}
+    for name in codes:
+        if name not in splits:
+            raise ValueError(f"codes are given for split scheme {name!r}, which splits does not name")
     if seed < 0:
         raise ValueError(f"seed must be at least 0, got {seed}")
     if shard_bytes < 1:
@@ -98,6 +108,8 @@ def write_dataset(
         "seed": seed,
         "provenance": dict(provenance),
     }
+    if codes:
+        header["codes"] = {name: hashlib.sha256(given.tobytes()).hexdigest() for name, given in codes.items()}
     try:
         # the copy keeps what JSON keeps: tuples become lists before the manifest is returned, not only on disk
         header = json.loads(json.dumps(header, allow_nan=False))
@@ -109,7 +121,7 @@ def write_dataset(
             stream.add(sample)
             if on_sample is not None:
                 on_sample(count)
-        manifest = stream.finish(group_key)
+        manifest = stream.finish(group_key, codes)
         with clear_disk_errors(folder):
             manifest.write(workspace.path)
         workspace.publish()
@@ -126,6 +138,7 @@ class _Stream:
         self._shard_bytes = shard_bytes
         self._compression = compression
         self._fields: dict[str, Field] = {}
+        self._lists: dict[str, str] = {}
         self._buffers: dict[str, NDArray[Any]] = {}
         self._filled = 0
         self._identity = ""
@@ -153,6 +166,13 @@ class _Stream:
                 )
             if value.dtype.kind == "f" and not np.isfinite(value).all():
                 raise ValueError(f"sample {sample.sample_id!r}: field {name!r} has NaN or infinite values")
+            fault = value_fault(name, field, value)
+            if fault is not None:
+                raise ValueError(f"sample {sample.sample_id!r}: {fault}")
+        for name, length in self._lists.items():
+            fault = length_fault(name, arrays[name][None], arrays[length][None])
+            if fault is not None:
+                raise ValueError(f"sample {sample.sample_id!r}: {fault}")
         self._register(sample)
         for name, value in arrays.items():
             self._buffers[name][self._filled] = value
@@ -165,7 +185,13 @@ class _Stream:
             entry = self._header["fields"][name]
             field = Field(value.shape, value.dtype.name, entry["unit"], entry["axes"])
             check_field(name, field)
+            fault = unit_fault(name, field)
+            if fault is not None:
+                raise ValueError(fault)
             self._fields[name] = field
+        for fault in declaration_faults(self._fields):
+            raise ValueError(fault)
+        self._lists = list_fields(self._fields)
         rows = max(1, self._shard_bytes // sum(field.nbytes for field in self._fields.values()))
         self._buffers = {
             name: np.empty((rows, *field.shape), np.dtype(field.dtype).newbyteorder("<"))
@@ -205,7 +231,7 @@ class _Stream:
                     write_attributes(dataset, {"unit": field.unit, "axes": field.axes})
             self._collect()
             # the disk and the checksum of one shard are waited for while the next one fills
-            self._settled = self._settling.submit(_settle, path)
+            self._settled = self._settling.submit(settle, path)
         self._shards.append({"name": path.name, "samples": rows})
         self._filled = 0
 
@@ -236,16 +262,22 @@ class _Stream:
             "identity": self._identity,
         }
 
-    def finish(self, group_key: str) -> Manifest:
-        """Write the last shard and the index; raises ValueError when there was no sample or a split stays empty."""
+    def finish(self, group_key: str, given: Mapping[str, NDArray[np.int8]]) -> Manifest:
+        """Write the last shard and the index; raises ValueError when there was no sample or a split is unfit."""
         if not self._ids:
             raise ValueError("there are no samples to write")
         group_name = np.array(list(self._groups))
         group = np.array(self._group, dtype=np.int32)
-        codes = {
-            name: draw_splits(group_name[group], scheme, seed=self._header["seed"], name=name)
-            for name, scheme in self._header["splits"].items()
-        }
+        seed: int = self._header["seed"]
+        codes: dict[str, NDArray[np.int8]] = {}
+        splits: dict[str, dict[str, Any]] = {}
+        for name, scheme in self._header["splits"].items():
+            if name in given:
+                check_codes(given[name], group, unit=scheme["unit"], name=name)
+                codes[name] = given[name]
+            else:
+                codes[name] = draw_splits(group_name[group], scheme, seed=seed, name=name)
+            splits[name] = scheme | {"seed": None if name in given else seed} | split_counts(codes[name], group)
         if self._filled:
             self._flush()
         with clear_disk_errors(self._folder):
@@ -263,7 +295,7 @@ class _Stream:
         path = self._path / INDEX_NAME
         with clear_disk_errors(self._folder):
             write_index(path, index, root=self._root())
-            fingerprint = _settle(path)
+            fingerprint = settle(path)
         return Manifest(
             schema_version=SCHEMA_VERSION,
             stem=self._header["stem"],
@@ -272,22 +304,11 @@ class _Stream:
             fields=self._fields,
             group_key=group_key,
             counts={"samples": len(group), "groups": len(group_name), "shards": len(sizes)},
-            splits={
-                name: self._header["splits"][name] | {"seed": self._header["seed"]} | split_counts(codes[name], group)
-                for name in codes
-            },
+            splits=splits,
             index=fingerprint,
             shards=self._shards,
             provenance=self._header["provenance"],
         )
-
-
-def _settle(path: Path) -> dict[str, Any]:
-    """Wait until a file is on the disk; return its size and sha256."""
-    sync(path)
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
 
 
 def _text(name: str, value: str) -> bytes:

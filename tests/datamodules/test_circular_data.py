@@ -33,6 +33,7 @@ PAPER = {
     "zoom_fraction": 0.1,
     "mirror": True,
     "motion_probability": 1.0,
+    "memory_gib": 0.0,
 }
 LABEL_TOLERANCE_RAD = math.radians(3)  # of a direction measured in an 8-bit picture after one interpolation
 
@@ -136,7 +137,7 @@ def test_a_batch_holds_what_its_fields_say(make):
         assert len(batch.image) == len(batch.angle_rad) == len(batch.sample_id) == len(batch.group)
         assert [name.split("_")[0] for name in batch.sample_id] == batch.group
     ids = ids_of(batches)
-    stored = ShardDataset(data.folder, scheme="default", split="train")
+    stored = ShardDataset(data.splits.folder, scheme="default", split="train")
     assert sorted(ids) == sorted(stored.sample_ids)
     assert max(len(batch.image) for batch in batches) == 5
 
@@ -177,7 +178,7 @@ def test_validation_test_and_prediction_are_neither_moved_nor_shuffled(make):
         ("test", data.test_dataloader()),
         ("test", data.predict_dataloader()),
     ]:
-        stored = ShardDataset(data.folder, scheme="default", split=split)
+        stored = ShardDataset(data.splits.folder, scheme="default", split=split)
         batches = epoch_of(loader, 1)
         assert ids_of(batches) == list(stored.sample_ids)
         expected = np.stack([stored[i].fields["image"] for i in range(len(stored))]) / np.float32(255)
@@ -354,5 +355,5 @@ def test_prediction_can_run_on_another_split(make):
     data = make()
     data.predict_on(split="train")
     data.setup("predict")
-    stored = ShardDataset(data.folder, scheme="default", split="train")
+    stored = ShardDataset(data.splits.folder, scheme="default", split="train")
     assert ids_of(epoch_of(data.predict_dataloader())) == list(stored.sample_ids)

@@ -29,6 +29,7 @@ def build() -> CircularData:
         zoom_fraction=0.1,
         mirror=True,
         motion_probability=1.0,
+        memory_gib=0.0,
     )
 
 

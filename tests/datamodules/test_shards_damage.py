@@ -23,7 +23,7 @@ from datamodules.shards.verify import verify_dataset
 from datamodules.shards.writer import write_dataset
 
 COUNT, ROWS = 12, 4
-FIELDS = {"image": {"axes": "cyx", "unit": "grey level"}, "angle_rad": {"axes": "", "unit": "rad"}}
+FIELDS = {"image": {"axes": "cyx", "unit": "grey level"}, "frame": {"axes": "", "unit": "1"}}
 SPLITS = {"default": {"unit": "group", "train": 0.5, "val": 0.25, "test": 0.25}}
 LIBRARY = ("v110", "v110")
 
@@ -36,7 +36,7 @@ def image(number: int) -> np.ndarray:
 def folder(tmp_path: Path) -> Path:
     """12 samples in 3 shards."""
     samples = (
-        Sample(f"cell{n:02d}", f"track{n // 2}", {"image": image(n), "angle_rad": np.float32(n)}) for n in range(COUNT)
+        Sample(f"cell{n:02d}", f"track{n // 2}", {"image": image(n), "frame": np.float32(n)}) for n in range(COUNT)
     )
     folder = tmp_path / "data" / "twin"
     write_dataset(
@@ -64,7 +64,7 @@ def read_all(folder: Path) -> None:
         assert found.sample_id == f"cell{number:02d}"
         assert found.group == f"track{number // 2}"
         assert np.array_equal(found.fields["image"], image(number))
-        assert found.fields["angle_rad"] == number
+        assert found.fields["frame"] == number
 
 
 def refusal(folder: Path) -> str | None:
@@ -104,7 +104,7 @@ def test_an_undamaged_data_set_has_no_fault(folder: Path) -> None:
 # -- accidents --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("field", ["image", "angle_rad"])
+@pytest.mark.parametrize("field", ["image", "frame"])
 def test_a_flipped_byte_in_a_field_is_noticed(folder: Path, field: str) -> None:
     path = folder / "00001.h5"
     start, size = chunk_place(path, field, 2)
@@ -163,7 +163,7 @@ def test_swapped_shards_are_noticed_though_their_sizes_agree(folder: Path) -> No
 
 def test_a_shard_of_another_data_set_is_noticed(folder: Path) -> None:
     other = folder.parent / "other" / "twin"
-    samples = (Sample(f"c{n}", f"t{n}", {"image": image(n + 50), "angle_rad": np.float32(n)}) for n in range(COUNT))
+    samples = (Sample(f"c{n}", f"t{n}", {"image": image(n + 50), "frame": np.float32(n)}) for n in range(COUNT))
     write_dataset(
         other, samples, stem="circular", fields=FIELDS, splits={}, seed=0, provenance={}, shard_bytes=ROWS * 34
     )
@@ -211,7 +211,7 @@ def test_an_external_link_is_refused(folder: Path) -> None:
 
 
 def test_a_soft_link_is_refused(folder: Path) -> None:
-    replace_image(folder, lambda file: file.__setitem__("image", h5py.SoftLink("/angle_rad")))
+    replace_image(folder, lambda file: file.__setitem__("image", h5py.SoftLink("/frame")))
     assert_refused(folder, "00000.h5", "is a soft link")
 
 
@@ -306,11 +306,12 @@ def test_a_tiny_file_that_claims_terabytes_is_refused_before_memory_is_asked_for
     assert_refused(folder, "00000.h5", "decompression bomb")
 
 
-def test_nan_is_reported_with_its_row(folder: Path) -> None:
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_no_number_is_reported_with_its_row(folder: Path, value: float) -> None:
     with h5py.File(folder / "00001.h5", "r+", libver=LIBRARY) as file:
-        file["angle_rad"][2] = np.nan
+        file["frame"][2] = value
     reseal(folder)
-    assert verify_dataset(folder) == [f"{folder / '00001.h5'}: field 'angle_rad' of row 2 has NaN or infinite values"]
+    assert verify_dataset(folder) == [f"{folder / '00001.h5'}: field 'frame' of row 2 has NaN or infinite values"]
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ SAMPLE = {"unit": "sample", "train": 0.5, "val": 0.0, "test": 0.5}
 
 
 def write(folder: Path, splits: Mapping[str, Mapping[str, Any]]) -> Path:
-    samples = (Sample(f"cell{n:02d}", f"track{n // 3}", {"angle_rad": np.float32(n)}) for n in range(24))
-    fields = {"angle_rad": {"axes": "", "unit": "rad"}}
+    samples = (Sample(f"cell{n:02d}", f"track{n // 3}", {"frame": np.float32(n)}) for n in range(24))
+    fields = {"frame": {"axes": "", "unit": "1"}}
     write_dataset(folder, samples, stem="circular", fields=fields, splits=splits, seed=0, provenance={}, shard_bytes=24)
     return folder
 

@@ -299,11 +299,13 @@ def test_the_contact_sheet_shows_samples_spread_over_the_whole_data_set(
     assert (shown[0], shown[-1]) == ("cell0_0", "cell29_1")
 
 
-def test_inspect_of_a_paper_without_figures_says_so(twin: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    data.simulate(STEM)
+def test_inspect_of_a_paper_without_figures_draws_its_fields(twin: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    data.simulate(STEM, count=30)
     del sys.modules[f"lightning_modules.figures.{STEM}"]
     assert data.inspect(twin) == 0
-    assert "no picture" in capfd.readouterr().out
+    assert capfd.readouterr().out.splitlines()[-1] == f"contact sheet: {twin / 'contact_sheet.png'}"
+    assert (twin / "contact_sheet.png").read_bytes().startswith(b"\x89PNG")
+    assert data.verify(twin) == 0
 
 
 def test_a_picture_that_cannot_be_written_is_a_request_error(twin: Path, tmp_path: Path) -> None:
