@@ -33,3 +33,22 @@ class DirectionBatch(NamedTuple):
     """(batch,) float32, radians in [0, 2 pi); NaN where the direction is unknown."""
     sample_id: list[str]
     group: list[str]
+
+
+class TractionBatch(NamedTuple):
+    """Displacement fields of substrates under cells with the tractions that made them (paper `dl_tfm`)."""
+
+    displacement_px: Tensor
+    """(batch, 2, y, x) float32, measured: with noise; pixels of the field's own grid, components (x, y)."""
+    traction_pa: Tensor
+    """(batch, 2, y, x) float32, Pa; NaN where the truth is unknown."""
+    cell_mask: Tensor
+    """(batch, y, x) bool, true inside the cell's outline or on it."""
+    youngs_modulus_pa: Tensor
+    """(batch,) float32, of the substrate."""
+    poisson_ratio: Tensor
+    """(batch,) float32, of the substrate."""
+    pixel_size_um: Tensor
+    """(batch,) float32, distance between the points of the field."""
+    sample_id: list[str]
+    group: list[str]
