@@ -49,6 +49,7 @@ from lightning_modules.metrics.direction import (
     quadrant_centre,
     quadrant_of,
 )
+from lightning_modules.metrics.epoch_means import log_mean, log_step, named_metrics, reset_training_metrics
 from lightning_modules.metrics.mean_loss import MeanLoss
 from lightning_modules.networks.fine_tuning_net import BACKBONES, FineTuningNet
 from lightning_modules.networks.probing_cnn import ProbingCNN
@@ -117,7 +118,7 @@ class CircularRegression(LightningModule):
         metrics: dict[str, Metric] = {f"{stage}/loss": MeanLoss() for stage in STAGES}
         metrics |= {f"{stage}/angular_error_deg": AngularError() for stage in STAGES}
         metrics |= {_views_metric(views): AngularError() for views in test_views if views > 1}
-        self.metrics = _metrics(metrics)
+        self.metrics = named_metrics(metrics)
 
     def forward(self, image: Tensor) -> Tensor:
         """Image (batch, 1, 128, 128), grey / 255 -> direction (batch,) in radians in [0, 2 pi)."""
@@ -126,8 +127,8 @@ class CircularRegression(LightningModule):
     def training_step(self, batch: DirectionBatch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
         if batch_idx == 0:
-            _reset_train(self)
-        return _log_step(self, self._evaluate(batch, "train")[0], batch_size=len(batch.angle_rad))
+            reset_training_metrics(self)
+        return log_step(self, self._evaluate(batch, "train")[0], batch_size=len(batch.angle_rad))
 
     def validation_step(self, batch: DirectionBatch, batch_idx: int) -> None:
         """Loss and angular error of one batch."""
@@ -140,7 +141,7 @@ class CircularRegression(LightningModule):
         angles_rad = self._views(batch, angle_rad, max(numbers, default=1))
         for views in numbers:
             fused = fuse_by_largest_gap(angles_rad[:, :views])
-            _update(self, _views_metric(views), fused, batch.angle_rad, batch_size=len(fused))
+            log_mean(self, _views_metric(views), fused, batch.angle_rad, batch_size=len(fused))
 
     def predict_step(self, batch: DirectionBatch, batch_idx: int) -> DirectionPrediction:
         """Direction of every image from the image alone, unrounded, with its error where the target is known."""
@@ -204,8 +205,8 @@ class CircularRegression(LightningModule):
         activated = self._activated(batch.image)
         loss = self.configuration.loss(activated, self.configuration.encode(batch.angle_rad))
         angle_rad = self.configuration.decode(activated.detach())
-        _update(self, f"{stage}/loss", loss.detach(), len(angle_rad), batch_size=len(angle_rad))
-        _update(self, f"{stage}/angular_error_deg", angle_rad, batch.angle_rad, batch_size=len(angle_rad))
+        log_mean(self, f"{stage}/loss", loss.detach(), len(angle_rad), batch_size=len(angle_rad))
+        log_mean(self, f"{stage}/angular_error_deg", angle_rad, batch.angle_rad, batch_size=len(angle_rad))
         return loss, angle_rad
 
     def _views(self, batch: DirectionBatch, angle_rad: Tensor, views: int) -> Tensor:
@@ -255,7 +256,7 @@ class QuadrantClassifier(LightningModule):
         metrics: dict[str, Metric] = {f"{stage}/loss": MeanLoss() for stage in STAGES}
         metrics |= {f"{stage}/mean_class_accuracy": MulticlassAccuracy(QUADRANTS, average="macro") for stage in STAGES}
         metrics |= {f"{stage}/angular_error_deg": AngularError() for stage in STAGES}
-        self.metrics = _metrics(metrics)
+        self.metrics = named_metrics(metrics)
 
     def forward(self, image: Tensor) -> Tensor:
         """Image (batch, 1, 128, 128) in any grey scale -> probabilities (batch, 4) of the quadrants I to IV (y up)."""
@@ -264,8 +265,8 @@ class QuadrantClassifier(LightningModule):
     def training_step(self, batch: DirectionBatch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
         if batch_idx == 0:
-            _reset_train(self)
-        return _log_step(self, self._evaluate(batch, "train"), batch_size=len(batch.angle_rad))
+            reset_training_metrics(self)
+        return log_step(self, self._evaluate(batch, "train"), batch_size=len(batch.angle_rad))
 
     def validation_step(self, batch: DirectionBatch, batch_idx: int) -> None:
         """Loss, accuracy and angular error of one batch."""
@@ -310,9 +311,9 @@ class QuadrantClassifier(LightningModule):
         logits, target = self._logits(batch.image), quadrant_of(batch.angle_rad)
         loss = (nnf.cross_entropy(logits, target, reduction="none") * self.class_weights[target]).mean()
         quadrant, size = logits.detach().argmax(dim=-1), len(target)
-        _update(self, f"{stage}/loss", loss.detach(), size, batch_size=size)
-        _update(self, f"{stage}/mean_class_accuracy", quadrant, target, batch_size=size)
-        _update(self, f"{stage}/angular_error_deg", quadrant_centre(quadrant), batch.angle_rad, batch_size=size)
+        log_mean(self, f"{stage}/loss", loss.detach(), size, batch_size=size)
+        log_mean(self, f"{stage}/mean_class_accuracy", quadrant, target, batch_size=size)
+        log_mean(self, f"{stage}/angular_error_deg", quadrant_centre(quadrant), batch.angle_rad, batch_size=size)
         return loss
 
 
@@ -350,36 +351,6 @@ def _view_rotation_rad(sample_id: str, view: int) -> float:
     """Rotation of one view of one sample, uniform in [0, 2 pi): the same in every batch, process and run."""
     generator = torch.Generator().manual_seed(zlib.crc32(f"{sample_id}/{view}".encode()))
     return 2 * math.pi * torch.rand((), generator=generator, dtype=torch.float64).item()
-
-
-def _metrics(metrics: dict[str, Metric]) -> nn.ModuleDict:
-    """Metrics under the names they are logged by; those of the training epoch travel with a checkpoint inside it.
-
-    A resumed epoch thus reports the mean over all its batches (with several processes, over the first one's so far).
-    """
-    for name, metric in metrics.items():
-        metric.persistent(name.startswith("train/"))
-    return nn.ModuleDict(metrics)
-
-
-def _reset_train(module: LightningModule) -> None:
-    """Begin a training epoch's means anew; a checkpoint from the end of an epoch still holds the last one's."""
-    for name, metric in module.metrics.items():
-        if name.startswith("train/"):
-            metric.reset()
-
-
-def _log_step(module: LightningModule, loss: Tensor, *, batch_size: int) -> Tensor:
-    """Log the loss of one batch beside the epoch's mean, so that a curve is there before the first epoch ends."""
-    module.log("train/loss_step", loss.detach(), on_step=True, on_epoch=False, batch_size=batch_size)
-    return loss
-
-
-def _update(module: LightningModule, name: str, *values: Any, batch_size: int) -> None:
-    """Add a batch to a metric and have it logged once per epoch, over all processes."""
-    metric = module.metrics[name]
-    metric.update(*values)
-    module.log(name, metric, on_step=False, on_epoch=True, batch_size=batch_size, prog_bar=name.startswith("val/"))
 
 
 def _prediction(angle_rad: Tensor, confidence: Tensor, target_rad: Tensor) -> DirectionPrediction:

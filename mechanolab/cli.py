@@ -73,17 +73,9 @@ def _overrides(options: argparse.Namespace, rest: Sequence[str]) -> list[str]:
 
 
 def _fit(options: argparse.Namespace) -> int:
-    from mechanolab.config import RequestError, compose
+    from mechanolab.config import compose
 
-    values = None
-    if options.config_json is not None:
-        try:
-            values = json.loads(options.config_json)
-        except json.JSONDecodeError as error:
-            raise RequestError(f"--config-json is not valid JSON: {error}") from None
-        if not isinstance(values, dict):
-            raise RequestError("--config-json must be an object such as '{\"module.learning_rate\": 0.001}'")
-    config = compose(options.experiment, values=values, overrides=options.overrides)
+    config = compose(options.experiment, values=_values(options), overrides=options.overrides)
     if options.print_config:
         return _print_config(config)
     name = Path(options.experiment).stem
@@ -99,20 +91,35 @@ def _fit(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     config = _run_config(options)
-    from mechanolab import inference
+    from mechanolab import inference, recorded_tests
+    from mechanolab.loggers import is_first_rank
 
-    name = Path(options.experiment).stem
-    metrics = inference.evaluate(
-        config, stage=options.command, experiment=name, run_id=options.run_id, checkpoint=options.checkpoint
+    name, run_id, checkpoint = Path(options.experiment).stem, options.run_id, options.checkpoint
+    new_run = getattr(options, "new_run", None) or (
+        os.environ.get("WANDB_RUN_ID") if options.command == "test" else None
     )
-    for metric, value in sorted(metrics.items()):
+    metrics: dict[str, float] | None
+    if new_run is not None:
+        metrics = recorded_tests.record(
+            config, experiment=name, run_id=new_run, tested_run=run_id, checkpoint=checkpoint
+        )
+    else:
+        metrics = inference.evaluate(
+            config, stage=options.command, experiment=name, run_id=run_id, checkpoint=checkpoint
+        )
+    for metric, value in sorted((metrics or {}).items()) if is_first_rank() else ():
         print(f"{metric:<36} {value:.6g}")
-    return 0
+    return 75 if metrics is None else 0
 
 
 def _predict(options: argparse.Namespace) -> int:
+    # --input takes every word up to the next option, also a key=value that stands behind the files
+    settings = [word for word in options.input or () if "=" in word and not Path(word).exists()]
+    inputs = [Path(word) for word in options.input or () if word not in settings]
+    options.overrides += settings
     config = _run_config(options)
     from mechanolab import inference
+    from mechanolab.loggers import is_first_rank
 
     out = inference.predict(
         config,
@@ -120,10 +127,11 @@ def _predict(options: argparse.Namespace) -> int:
         run_id=options.run_id,
         checkpoint=options.checkpoint,
         split=options.split,
-        inputs=options.input or (),
+        inputs=inputs,
         pixel_size_um=options.pixel_size_um,
     )
-    print(f"predictions: {out}")
+    if is_first_rank():
+        print(f"predictions: {out}")
     return 0
 
 
@@ -132,14 +140,31 @@ def _run_config(options: argparse.Namespace) -> dict[str, Any]:
     from mechanolab.config import compose, override
     from mechanolab.runs import read_config, run_folder
 
+    values = _values(options)
     if options.run_id is None:
-        return compose(options.experiment, overrides=options.overrides)
+        return compose(options.experiment, values=values, overrides=options.overrides)
     folder = run_folder(Path(options.experiment).stem, options.run_id)
     if not folder.is_dir():
         from mechanolab.checkpoints import checkpoint_file
 
         checkpoint_file(folder, "best")
-    return override(read_config(folder), options.overrides)
+    return override(read_config(folder), options.overrides, values=values)
+
+
+def _values(options: argparse.Namespace) -> dict[str, Any] | None:
+    """What --config-json gives, of a command that has it."""
+    from mechanolab.config import RequestError
+
+    text = getattr(options, "config_json", None)
+    if text is None:
+        return None
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RequestError(f"--config-json is not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise RequestError("--config-json must be an object such as '{\"module.learning_rate\": 0.001}'")
+    return values
 
 
 def _print_config(config: dict[str, Any]) -> int:
@@ -156,8 +181,17 @@ def _help(options: argparse.Namespace) -> int:
 
 def _simulate(options: argparse.Namespace) -> int:
     from mechanolab import data
+    from mechanolab.config import parse_override
 
-    return data.simulate(options.stem, out=options.out, count=options.count, seed=options.seed, workers=options.workers)
+    numbers = dict(parse_override(word) for word in options.overrides)
+    return data.simulate(
+        options.stem,
+        out=options.out,
+        count=options.count,
+        seed=options.seed,
+        workers=options.workers,
+        parameters=numbers,
+    )
 
 
 def _convert(options: argparse.Namespace) -> int:
@@ -176,6 +210,35 @@ def _verify(options: argparse.Namespace) -> int:
     from mechanolab import data
 
     return data.verify(options.folder)
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from mechanolab import data_sets
+
+    return data_sets.merge(options.folders, out=options.out, prefix=options.prefix)
+
+
+def _split(options: argparse.Namespace) -> int:
+    from mechanolab import data_sets
+
+    given = {split: getattr(options, split) for split in ("train", "val", "test")}
+    return data_sets.split(
+        options.folder,
+        name=options.name,
+        shares={split: share for split, share in given.items() if share is not None},
+        folds=options.folds,
+        seed=options.seed,
+        by_sample=options.by_sample_leaks,
+    )
+
+
+def _export(options: argparse.Namespace) -> int:
+    from mechanolab import data_sets
+
+    fields = None if options.fields is None else options.fields.split(",")
+    return data_sets.export(
+        options.folder, out=options.out, file_format=options.format, fields=fields, split=options.split
+    )
 
 
 def _sweep(options: argparse.Namespace) -> int:
@@ -198,50 +261,30 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _runs(options: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.table import Table
+    from mechanolab import overview
 
-    from mechanolab.runs import find_runs
-
-    table = Table("experiment", "run", "state", "step", "epoch", "metric", "best", "message")
-    for run in find_runs(options.name):
-        status = run.status
-        best = run.summary.get("best")
-        table.add_row(
-            run.experiment,
-            run.run_id,
-            run.state,
-            str(status.get("step", "")),
-            str(status.get("epoch", "")),
-            str(run.config.get("monitor", {}).get("metric", "")),
-            "" if best is None else f"{best:.4g}",
-            str(status.get("message") or ""),
-        )
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
-    return 0
+    return overview.list_runs(options.name)
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    import shutil
+    from mechanolab import overview
 
-    from mechanolab import config, loggers, runs
-
-    facts = runs.environment(None)
-    import torch
-
-    print(f"python {facts['python']} on {facts['platform']}, {facts['cpus']} cores")
-    for package, version in facts["packages"].items():
-        print(f"  {package:<16} {version or 'MISSING'}")
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    print(f"GPUs: {', '.join(gpus) or 'none; training runs on the processor'}")
-    print(f"W&B: {'a key was found; runs log online' if loggers.has_wandb_key() else 'no key; runs log offline'}")
-    for name, folder in (("data", config.data_root()), ("runs", config.runs_root())):
-        present = folder if folder.exists() else config.checkout()
-        print(f"{name}: {folder} ({shutil.disk_usage(present).free / 1e9:.0f} GB free)")
-    return 0 if all(facts["packages"].values()) else 1
+    return overview.doctor()
 
 
 # -- the parser -------------------------------------------------------------------------------------------------------
+
+
+def _place(text: str) -> Path | str:
+    """A folder, or a URL as it is: a path would lose one of its slashes."""
+    return text if "://" in text else Path(text)
+
+
+def _here(text: str) -> Path:
+    """A folder that a command reads originals from, writes or changes; as a path, a URL would become a local folder."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text} is remote; use a local folder")
+    return Path(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -267,37 +310,62 @@ def _parser() -> argparse.ArgumentParser:
 
     for name, text in (("validate", "validation metrics of a run"), ("test", "test metrics of a run")):
         evaluate = command(name, _evaluate, text, takes_overrides=True)
-        evaluate.usage = f"mechanolab {name} EXPERIMENT --run ID [key=value ...] [options]"
+        evaluate.usage = f"mechanolab {name} EXPERIMENT [--run ID] [key=value ...] [options]"
         evaluate.add_argument("experiment")
         evaluate.add_argument("--run", dest="run_id", metavar="ID", help="which run (mechanolab runs lists them)")
         evaluate.add_argument("--checkpoint", default="best", metavar="best|last|FILE")
+        if name == "test":
+            evaluate.add_argument("--run-id", dest="new_run", metavar="NEW", help="keep the result as a run of its own")
+            evaluate.add_argument("--config-json", metavar="JSON", help="values of a sweep, with their types")
 
     predict = command("predict", _predict, "write predictions for a split or for your own images", takes_overrides=True)
-    predict.usage = "mechanolab predict EXPERIMENT --run ID [key=value ...] [options]"
+    predict.usage = "mechanolab predict EXPERIMENT [--run ID] [key=value ...] [options]"
     predict.add_argument("experiment")
-    predict.add_argument("--run", dest="run_id", metavar="ID", required=True)
+    predict.add_argument("--run", dest="run_id", metavar="ID", help="not needed where nothing is trained")
     predict.add_argument("--checkpoint", default="best", metavar="best|last|FILE")
     predict.add_argument("--split", default="test", choices=("train", "val", "test"))
-    predict.add_argument("--input", type=Path, nargs="+", metavar="FILE|FOLDER", help="your own images")
+    predict.add_argument("--input", nargs="+", metavar="FILE|FOLDER", help="your own images or fields")
     predict.add_argument("--pixel-size-um", type=float, metavar="UM", help="pixel size of your own images")
 
-    data = commands.add_parser("data", help="simulate, convert, verify, inspect data sets", allow_abbrev=False)
+    data = commands.add_parser(
+        "data", help="simulate, convert, verify, inspect, merge, split, export data sets", allow_abbrev=False
+    )
     data.set_defaults(run=_help, command="data", parser=data)
     kinds = data.add_subparsers(title="commands", metavar="COMMAND")
-    simulate = command("simulate", _simulate, "make a synthetic data set", kinds)
+    simulate = command("simulate", _simulate, "make a synthetic data set", kinds, takes_overrides=True)
+    simulate.usage = "mechanolab data simulate STEM [key=value ...] [options]"
     simulate.add_argument("stem", help="the paper, for example circular")
-    simulate.add_argument("--out", type=Path, metavar="DIR", help="default: data/<stem>/twin")
+    simulate.add_argument("--out", type=_here, metavar="DIR", help="default: data/<stem>/twin")
     simulate.add_argument("--count", type=int, metavar="N", help="number of samples")
     simulate.add_argument("--seed", type=int, default=0, metavar="S")
     simulate.add_argument("--workers", type=int, metavar="W", help="default: one per core")
     convert = command("convert", _convert, "turn original recordings into a data set", kinds)
     convert.add_argument("stem")
-    convert.add_argument("--source", type=Path, required=True, metavar="DIR", help="the original archive")
-    convert.add_argument("--out", type=Path, metavar="DIR", help="default: data/<stem>/<name of the source>")
+    convert.add_argument("--source", type=_here, required=True, metavar="DIR", help="the original archive")
+    convert.add_argument("--out", type=_here, metavar="DIR", help="default: data/<stem>/<name of the source>")
     inspect = command("inspect", _inspect, "show fields, units, counts; write a contact sheet", kinds)
-    inspect.add_argument("folder", type=Path, metavar="DIR")
+    inspect.add_argument("folder", type=_place, metavar="DIR|URL")
     verify = command("verify", _verify, "check every byte of a data set", kinds)
-    verify.add_argument("folder", type=Path, metavar="DIR")
+    verify.add_argument("folder", type=_place, metavar="DIR|URL")
+
+    merge = command("merge", _merge, "make one data set of several, keeping the splits they share", kinds)
+    merge.add_argument("folders", type=_place, nargs="+", metavar="DIR|URL")
+    merge.add_argument("--out", type=_here, required=True, metavar="DIR", help="the new data set's own folder")
+    merge.add_argument("--prefix", action="store_true", help="put each data set's name before its ids and groups")
+    split = command("split", _split, "add a split scheme or folds; no shard is touched", kinds)
+    split.add_argument("folder", type=_here, metavar="DIR")
+    split.add_argument("--name", metavar="NAME", help="of the scheme; of folds the part before the number: fold")
+    for part in ("train", "val", "test"):
+        split.add_argument(f"--{part}", type=float, metavar="SHARE", help="share of the samples, by whole groups")
+    split.add_argument("--folds", type=int, metavar="K", help="instead of shares: every group is tested in one fold")
+    split.add_argument("--seed", type=int, default=0, metavar="S")
+    split.add_argument("--by-sample-leaks", action="store_true", help="split samples: groups leak from train to test")
+    export = command("export", _export, "write samples as NumPy or TIFF files and a table", kinds)
+    export.add_argument("folder", type=_place, metavar="DIR|URL")
+    export.add_argument("--out", type=_here, required=True, metavar="DIR", help="a new folder")
+    export.add_argument("--format", default="npy", choices=("npy", "tiff"))
+    export.add_argument("--fields", metavar="A,B", help="default: all")
+    export.add_argument("--split", metavar="SCHEME:SPLIT", help="for example default:test; default: every sample")
 
     sweep = command("sweep", _sweep, "run a sweep file to its end, or go on with it", takes_overrides=True)
     sweep.usage = "mechanolab sweep SWEEP [key=value ...] [options]"

@@ -1,4 +1,4 @@
-"""Validate, test and predict with a run's checkpoint."""
+"""Validate, test and predict with a run's checkpoint, or with a module that needs none."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from mechanolab import runs
 from mechanolab.callbacks.predictions import PredictionWriter
 from mechanolab.checkpoints import checkpoint_file, load_weights
 from mechanolab.config import RequestError, last_line
-from mechanolab.launch import construct, make_trainer, set_up
+from mechanolab.launch import Parts, construct, make_trainer, set_up
 
 IMAGE_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
+"""What a data class reads that does not say so itself, in `input_suffixes`."""
 
 
 def evaluate(
@@ -26,17 +27,12 @@ def evaluate(
     Raises:
         RequestError: no such run or checkpoint, or wrong data.
     """
-    parts = construct(_without_pretraining(config, run_id))
+    parts = construct(without_pretraining(config, run_id))
     set_up(parts.data, stage)
-    folder = None
-    if run_id is not None:
-        folder = runs.run_folder(experiment, run_id)
-        load_weights(parts.module, checkpoint_file(folder, checkpoint))
-    elif not parts.module.training_free:
-        raise RequestError(
-            f"{stage} needs a trained run: name one with --run ID (mechanolab runs {experiment} lists them)"
-        )
-    trainer, _ = make_trainer(parts, folder)
+    weights = weights_file(parts, experiment, run_id, checkpoint, command=stage)
+    if weights is not None:
+        load_weights(parts.module, weights)
+    trainer, _ = make_trainer(parts, None if run_id is None else runs.run_folder(experiment, run_id))
     results = getattr(trainer, stage)(parts.module, datamodule=parts.data, verbose=False)
     return {name: float(value) for result in results for name, value in result.items()}
 
@@ -45,32 +41,36 @@ def predict(
     config: dict[str, Any],
     *,
     experiment: str,
-    run_id: str,
+    run_id: str | None,
     checkpoint: str = "best",
     split: str = "test",
     inputs: Sequence[Path] = (),
     pixel_size_um: float | None = None,
 ) -> Path:
-    """Write a run's predictions for a stored split or for the user's own images.
+    """Write predictions for a stored split or for the user's own files, of a run or of a training-free module.
 
     Returns:
-        The folder that holds predictions.csv and the figures.
+        The folder that holds the predictions: `predictions/<split or input>` of the run's folder, or of the
+        experiment's where no run is named.
 
     Raises:
-        RequestError: no such run, checkpoint, split or image.
+        RequestError: no such run, checkpoint, split or file.
     """
-    parts = construct(_without_pretraining(config, run_id))
-    folder = runs.run_folder(experiment, run_id)
-    load_weights(parts.module, checkpoint_file(folder, checkpoint))
-    files = _image_files(inputs) if inputs else None
+    parts = construct(without_pretraining(config, run_id))
+    weights = weights_file(parts, experiment, run_id, checkpoint, command="predict")
+    if weights is not None:
+        load_weights(parts.module, weights)
+    suffixes: tuple[str, ...] | None = getattr(type(parts.data), "input_suffixes", None)
+    files = _input_files(inputs, suffixes) if inputs else None
     try:
         parts.data.predict_on(split=split, files=files, pixel_size_um=pixel_size_um)
     except (ValueError, OSError) as error:
         raise RequestError(last_line(error)) from None
     set_up(parts.data, "predict")
     name = f"input-{inputs[0].resolve().stem}" if inputs else split
-    out = folder / "predictions" / name
-    trainer, _ = make_trainer(parts, None, extra=[PredictionWriter(out)])
+    folder = runs.runs_root() / experiment if run_id is None else runs.run_folder(experiment, run_id)
+    out = folder / runs.PREDICTIONS / name
+    trainer, _ = make_trainer(parts, None, extra=[PredictionWriter(out, config)])
     try:
         trainer.predict(parts.module, datamodule=parts.data, return_predictions=False)
     except (ValueError, OSError) as error:
@@ -78,22 +78,51 @@ def predict(
     return out
 
 
-def _without_pretraining(config: dict[str, Any], run_id: str | None) -> dict[str, Any]:
+def weights_file(parts: Parts, experiment: str, run_id: str | None, checkpoint: str, *, command: str) -> Path | None:
+    """The checkpoint that a command needs; None for a module that needs no training.
+
+    A run that records a test has none of its own: it stands for the run that it tested.
+
+    Raises:
+        RequestError: there is none, or a trained run is needed and none is named.
+    """
+    if parts.module.training_free:
+        return None
+    if run_id is None:
+        raise RequestError(
+            f"{command} needs a trained run: name one with --run ID (mechanolab runs {experiment} lists them)"
+        )
+    folder = runs.run_folder(experiment, run_id)
+    tested_run = runs.read_status(folder).get("tested_run")
+    return checkpoint_file(folder if tested_run is None else runs.run_folder(experiment, tested_run), checkpoint)
+
+
+def without_pretraining(config: dict[str, Any], run_id: str | None) -> dict[str, Any]:
     """A checkpoint replaces all weights, so the file that training started from need not be there any more."""
     if run_id is None or "pretrained_weights" not in config["module"]:
         return config
     return {**config, "module": {**config["module"], "pretrained_weights": None}}
 
 
-def _image_files(inputs: Sequence[Path]) -> list[Path]:
+def _input_files(inputs: Sequence[Path], suffixes: tuple[str, ...] | None) -> list[Path]:
+    """The files that are named, and those in the folders that are named.
+
+    Args:
+        inputs: files and folders.
+        suffixes: what the data class says it reads; None for images, where a file that is named may be of any kind.
+    """
+    wanted = IMAGE_SUFFIXES if suffixes is None else suffixes
+    listed = ", ".join(wanted)
     files: list[Path] = []
     for path in inputs:
         if path.is_dir():
-            files += sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            files += sorted(p for p in path.rglob("*") if p.name.lower().endswith(wanted) and p.is_file())
         elif path.is_file():
+            if suffixes is not None and not path.name.lower().endswith(wanted):
+                raise RequestError(f"--input {path} is of a kind that cannot be read; it must be one of {listed}")
             files.append(path)
         else:
             raise RequestError(f"--input {path} does not exist")
     if not files:
-        raise RequestError(f"--input {inputs[0]} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+        raise RequestError(f"--input {inputs[0]} holds no {'image' if suffixes is None else 'file'} ({listed})")
     return files

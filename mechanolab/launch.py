@@ -20,6 +20,7 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 
+from datamodules.shards.remote import is_remote
 from mechanolab import runs
 from mechanolab.callbacks.exact_resume import ExactResume, Preempted, batches_seen, derive_seed
 from mechanolab.callbacks.figures import FigureWriter
@@ -51,8 +52,10 @@ def construct(config: dict[str, Any]) -> Parts:
         raise RequestError("trainer.max_epochs is missing: set it in the experiment file")
     torch.manual_seed(derive_seed(config["seed"], "weights"))
     module = _construct("module", config["module"], "lightning_modules", {})
-    root = Path(config["data"]["data_root"]).expanduser()
-    extra = {"seed": config["seed"], "data_root": str(root if root.is_absolute() else checkout() / root)}
+    root = config["data"]["data_root"]
+    if not is_remote(root):
+        root = str(checkout() / Path(root).expanduser())  # an absolute path stays what it is
+    extra = {"seed": config["seed"], "data_root": root}
     data = _construct("data", config["data"], "datamodules", extra)
     return Parts(config, module, data)
 
@@ -80,13 +83,13 @@ def fit(
     set_up(parts.data, "fit")
     run_id = run_id or runs.new_run_id()
     folder = runs.run_folder(experiment, run_id)
-    if is_first_rank() and _already_finished(folder, config):
+    if is_first_rank() and already_finished(folder, config):
         return 0
     checkpoint = checkpoint_to_resume(folder, resume)
     trainer, exact_resume = make_trainer(parts, folder)
     with contextlib.ExitStack() as held:
         # the other ranks are this command again, and must join the same run
-        held.enter_context(_environment(WANDB_RUN_ID=run_id))
+        held.enter_context(environment_variables(WANDB_RUN_ID=run_id))
         if is_first_rank():
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             held.enter_context(runs.lock_run(folder))
@@ -94,22 +97,26 @@ def fit(
         try:
             _train(parts, trainer, exact_resume, folder, run_id=run_id, checkpoint=checkpoint)
         except Preempted:
-            _mark(folder, "preempted", message="stopped on request; the same command goes on from here")
+            mark_run(folder, "preempted", message="stopped on request; the same command goes on from here")
             print(f"run {experiment}/{run_id} stopped at a checkpoint; the same --run-id goes on", file=sys.stderr)
             return PREEMPTED
         except BaseException as error:
-            _mark(folder, "failed", message=last_line(error))
+            mark_run(folder, "failed", message=last_line(error))
             raise
         if is_first_rank() and not keep_optimizer:
             for path in (folder / "checkpoints").glob("*.ckpt"):
                 keep_weights_only(path)
-        _mark(folder, "finished", message=None)
+        mark_run(folder, "finished", message=None)
     return 0
 
 
 def smoke(config: dict[str, Any], *, experiment: str) -> int:
-    """Run one training and one validation batch on four simulated samples, and leave nothing behind."""
+    """Run one training and one validation batch on four simulated samples, and leave nothing behind.
+
+    What needs no training is tested on one batch instead.
+    """
     from mechanolab import data as data_commands
+    from mechanolab import recorded_tests
 
     config = {key: dict(value) if isinstance(value, dict) else value for key, value in config.items()}
     data_class = import_class(config["data"]["class_path"], package="datamodules", key="data.class_path")
@@ -120,8 +127,13 @@ def smoke(config: dict[str, Any], *, experiment: str) -> int:
         config["trainer"].update(
             max_epochs=1, limit_train_batches=1, limit_val_batches=1, limit_test_batches=1, log_every_n_steps=1
         )
-        with _environment(MECHANOLAB_RUNS=f"{scratch}/runs", WANDB_MODE="disabled"):
-            code = fit(config, experiment=experiment, run_id="smoke")
+        with environment_variables(MECHANOLAB_RUNS=f"{scratch}/runs", WANDB_MODE="disabled"):
+            module_class: Any = import_class(config["module"]["class_path"], package="lightning_modules", key="module")
+            if module_class.training_free:
+                metrics = recorded_tests.record(config, experiment=experiment, run_id="smoke", tested_run=None)
+                code = PREEMPTED if metrics is None else 0
+            else:
+                code = fit(config, experiment=experiment, run_id="smoke")
             run = runs.read_run(Path(scratch) / "runs" / experiment / "smoke")
     print(f"smoke {experiment}: " + "  ".join(f"{k} {v:.4g}" for k, v in run.summary.items() if k != "best"))
     return code
@@ -136,13 +148,13 @@ def _open_run(parts: Parts, folder: Path, *, experiment: str, checkpoint: Path |
     runs.write_config(folder, parts.config)
     runs.truncate_metrics(folder / "metrics.jsonl", step)
     runs.write_json(folder / "environment.json", runs.environment(parts.data.data_folder))
-    runs.write_status(folder, "running", experiment=experiment, group=_group(experiment), message=None)
+    runs.write_status(folder, "running", experiment=experiment, group=group_of(experiment), message=None)
     doing = "continues" if checkpoint else "starts"
     print(f"run {experiment}/{folder.name} {doing} at step {step}", file=sys.stderr)
 
 
 @contextlib.contextmanager
-def _environment(**values: str) -> Iterator[None]:
+def environment_variables(**values: str) -> Iterator[None]:
     """Set environment variables for as long as the block runs."""
     previous = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
@@ -156,7 +168,8 @@ def _environment(**values: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _group(experiment: str) -> str:
+def group_of(experiment: str) -> str:
+    """What a run is listed under: the sweep that started it, else its experiment."""
     return os.environ.get("WANDB_RUN_GROUP") or experiment
 
 
@@ -166,7 +179,7 @@ def _train(
     def steps() -> int:
         return batches_seen(trainer)
 
-    group = _group(folder.parent.name)
+    group = group_of(folder.parent.name)
     wandb_run = start_wandb(folder, run_id=run_id, group=group, config=parts.config, batches_seen=steps)
     trainer.loggers = [MetricsFile(folder / "metrics.jsonl", steps), *([wandb_run] if wandb_run else [])]
     exit_code = 1
@@ -245,24 +258,39 @@ def _strategy(options: Mapping[str, Any], module: LightningModule) -> Any:
 # -- continuing and finishing -----------------------------------------------------------------------------------------
 
 
-def _already_finished(folder: Path, config: Mapping[str, Any]) -> bool:
+def already_finished(folder: Path, config: Mapping[str, Any], **facts: Any) -> bool:
+    """Whether the run asked for stands finished in its folder.
+
+    Args:
+        folder: of the run.
+        config: what it is to be made with.
+        facts: what status.json must say besides; a recorded test has `tested_run` among them, a trained run has not.
+
+    Raises:
+        RequestError: another run stands there.
+    """
     if not (folder / "config.yaml").is_file():
         return False
-    stored = runs.read_config(folder)
-    made, asked = flatten(stored), flatten(config)
+    name = f"run {folder.parent.name}/{folder.name}"
+    stored, status = runs.read_config(folder), runs.read_status(folder)
+    if ("tested_run" in status) != ("tested_run" in facts):
+        kind = "records a test" if "tested_run" in status else "was trained"
+        raise RequestError(f"{name} {kind}; choose another --run-id")
+    made = {**flatten(stored), **{key: status.get(key) for key in facts}}
+    asked = {**flatten(config), **facts}
     for key in sorted({*made, *asked} - {"data.data_root"}):
         if made.get(key) != asked.get(key):
             raise RequestError(
-                f"run {folder.parent.name}/{folder.name} was made with {key} = {made.get(key)!r}, "
-                f"not {asked.get(key)!r}; choose another --run-id"
+                f"{name} was made with {key} = {made.get(key)!r}, not {asked.get(key)!r}; choose another --run-id"
             )
-    if runs.read_status(folder).get("state") == "finished":
-        print(f"run {folder.parent.name}/{folder.name} is finished already; nothing to do", file=sys.stderr)
+    if status.get("state") == "finished":
+        print(f"{name} is finished already; nothing to do", file=sys.stderr)
         return True
     return False
 
 
-def _mark(folder: Path, state: str, **facts: Any) -> None:
+def mark_run(folder: Path, state: str, **facts: Any) -> None:
+    """Set the state of a run, from the first rank only."""
     if is_first_rank():
         runs.write_status(folder, state, **facts)
 

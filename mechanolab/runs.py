@@ -34,6 +34,8 @@ from mechanolab.config import RequestError, checkout, runs_root
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 STATES = ("running", "finished", "failed", "preempted", "pruned")
 RESERVED = ("sweeps", "reports")
+PREDICTIONS = "predictions"
+"""Folder of a run's predictions, and in an experiment's folder of those that need no run."""
 PACKAGES = ("torch", "lightning", "torchmetrics", "numpy", "h5py", "wandb", "omegaconf", "albumentations", "optuna")
 
 
@@ -61,6 +63,11 @@ class Run:
             return "preempted"
         return state
 
+    @property
+    def metric(self) -> str:
+        """The metric that ranks the run; empty when its configuration names none."""
+        return ranking_metric(self.config, self.status)
+
 
 def new_run_id() -> str:
     """A fresh id of eight letters and digits."""
@@ -71,8 +78,10 @@ def run_folder(experiment: str, run_id: str) -> Path:
     """The folder of a run.
 
     Raises:
-        RequestError: the id cannot be a folder's name, or the experiment's name is reserved.
+        RequestError: the id cannot be a folder's name, or it or the experiment's name is reserved.
     """
+    if run_id == PREDICTIONS:
+        raise RequestError(f"a run cannot be named '{PREDICTIONS}': runs/{experiment}/{PREDICTIONS}/ is taken")
     if not RUN_ID.fullmatch(run_id):
         raise RequestError(f"run id '{run_id}' must be 1 to 64 letters, digits, '.', '_' or '-'")
     if experiment in RESERVED:
@@ -192,11 +201,11 @@ def read_run(folder: Path) -> Run:
     summary: dict[str, float] = {}
     for line in history:
         summary.update({k: v for k, v in line.items() if k not in ("step", "epoch", "time")})
-    monitor = config.get("monitor", {})
-    values = [line[monitor["metric"]] for line in history if monitor.get("metric") in line]
+    metric = ranking_metric(config, status)
+    values = [line[metric] for line in history if metric in line]
     values = [value for value in values if not math.isnan(value)]
     if values:
-        summary["best"] = min(values) if monitor["mode"] == "min" else max(values)
+        summary["best"] = min(values) if config["monitor"]["mode"] == "min" else max(values)
     try:
         facts = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
@@ -212,6 +221,16 @@ def read_run(folder: Path) -> Run:
         history=history,
         irreducible_error=(facts.get("data") or {}).get("irreducible_error"),
     )
+
+
+def ranking_metric(config: Mapping[str, Any], status: Mapping[str, Any]) -> str:
+    """The monitored metric; of a recorded test, which validates nothing, the same quantity of the test set.
+
+    >>> ranking_metric({"monitor": {"metric": "val/traction_nrmse"}}, {"tested_run": "a"})
+    'test/traction_nrmse'
+    """
+    metric = str(config.get("monitor", {}).get("metric", ""))
+    return f"test/{metric.split('/')[-1]}" if metric and "tested_run" in status else metric
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

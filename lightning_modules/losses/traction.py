@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 FIELD_DIMS = (-3, -2, -1)
+PUBLISHED_MODULUS = 10.0
+PUBLISHED_GRID_PX = 104
 
 
 def summed_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
@@ -24,6 +26,15 @@ def summed_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     """
     _check(prediction, target)
     return 0.5 * (prediction - target).square().sum(dim=FIELD_DIMS).mean()
+
+
+def published_units(field: Tensor, youngs_modulus_pa: Tensor) -> Tensor:
+    """Factor (batch, 1, 1, 1) from Pa to the units of the published network's targets: E0 / E * 104 / S.
+
+    Its training substrate has E0 = 10 in its own units, on a grid of 104; S is the side of `field` (batch, 2, y, x).
+    """
+    grid_px = (field.shape[-1] * field.shape[-2]) ** 0.5
+    return (PUBLISHED_MODULUS * PUBLISHED_GRID_PX / grid_px / youngs_modulus_pa)[:, None, None, None]
 
 
 def relative_error(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -72,6 +72,9 @@ class UnrolledTractionNet(nn.Module):
         self.corrections = nn.ModuleList(
             PlanarUNet(inverses + 4, 2, width=width, depth=depth, scale_equivariant=False) for _ in range(steps)
         )
+        for network in (self.first, *self.corrections):
+            # starts from no traction: the inverse of a random one's residual would be enormous
+            nn.init.zeros_(network.last.weight)
 
     def forward(self, displacement_px: Tensor) -> Tensor:
         """Measured displacement (batch, 2, y, x) in px, noise and all -> traction / E (batch, 2, y, x)."""

@@ -17,6 +17,8 @@ from mechanolab.runs import read_metrics
 
 DRAW_EVERY_S = 60.0
 SAMPLES = 256
+BYTES = 2**26
+"""What is kept for figures is at most so many samples, and no batch is added to so many bytes."""
 
 
 class FigureWriter(Callback):
@@ -80,9 +82,10 @@ class FigureWriter(Callback):
         if not trainer.is_global_zero:
             return
         if batch_idx == 0:
-            self._batches = [batch]
-        elif self._batches and sum(len(b[0]) for b in self._batches) < SAMPLES:
-            self._batches.append(batch)
+            self._batches = []
+        elif not self._batches:
+            return
+        keep_for_figures(self._batches, batch)
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not self._batches:
@@ -128,13 +131,32 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def keep_for_figures(batches: list[Any], batch: Any) -> None:
+    """Append a batch to those that will be drawn, while they are few and of one size."""
+    if sum(len(kept[0]) for kept in batches) >= SAMPLES or sum(map(_nbytes, batches)) >= BYTES:
+        return
+    if not batches or _sizes(batches[0]) == _sizes(batch):
+        batches.append(batch)
+
+
 def join_batches(batches: list[Any]) -> Any:
-    """One batch of several: tensors are joined along the first axis, lists are chained."""
-    fields = [
-        torch.cat(list(values)) if isinstance(values[0], torch.Tensor) else [item for value in values for item in value]
-        for values in zip(*batches, strict=True)
-    ]
-    return type(batches[0])(*fields)
+    """One batch of several: tensors are joined along the first axis, lists are chained, what is None stays so."""
+    return type(batches[0])(*(_joined(values) for values in zip(*batches, strict=True)))
+
+
+def _joined(values: Sequence[Any]) -> Any:
+    if isinstance(values[0], torch.Tensor):
+        return torch.cat(list(values))
+    return None if values[0] is None else [item for value in values for item in value]
+
+
+def _nbytes(batch: Any) -> int:
+    return sum(value.nbytes for value in batch if isinstance(value, torch.Tensor))
+
+
+def _sizes(batch: Any) -> list[Any]:
+    """The size of one sample in every field."""
+    return [value.shape[1:] if isinstance(value, torch.Tensor) else type(value) for value in batch]
 
 
 def write_figures(folder: Path, figures: dict[str, Any]) -> None:

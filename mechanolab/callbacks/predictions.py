@@ -1,32 +1,64 @@
-"""Writes predictions: one row of numbers per sample as predictions.csv, the first samples as figures."""
+"""Writes predictions: one row of numbers per sample as predictions.csv, arrays as predictions.h5 and a TIFF file per
+sample and field, the first samples as figures. A folder holds all of it or is left as it was.
+"""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from mechanolab.callbacks.figures import SAMPLES, join_batches, write_figures
-from mechanolab.config import RequestError
+from datamodules.shards.predicted_fields import FieldStage, PredictionFolder, StagedField, write_fields
+from mechanolab.callbacks.figures import join_batches, keep_for_figures, write_figures
+from mechanolab.runs import write_config
+
+TABLE_NAME = "predictions.csv"
+
+
+class _Row(NamedTuple):
+    sample_id: str
+    group: str
+    numbers: dict[str, Any]
+    fields: dict[str, StagedField]
 
 
 class PredictionWriter(BasePredictionWriter):
-    """Collects one row per sample and writes predictions.csv, sorted by sample id, when all ranks are done.
+    """Writes what `predict_step` returns, a NamedTuple whose fields have one entry per sample, or are None.
+
+    Entries that are single numbers or texts are columns of predictions.csv, whose rows are sorted by sample id; arrays
+    are streamed to disk. All ranks' samples end in the same files.
 
     Args:
-        folder: where the files go; an earlier prediction there is replaced.
+        folder: where the files go; an earlier prediction there is replaced once this one is complete.
+        config: what was predicted with, kept beside the predictions as config.yaml.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         super().__init__(write_interval="batch")
-        self.folder = folder
-        self._rows: list[dict[str, Any]] = []
+        self.folder, self.config = folder, config
+        self._held = ExitStack()
+        self._output: PredictionFolder | None = None
+        self._stage: FieldStage | None = None
+        self._rows: list[_Row] = []
         self._batches: list[Any] = []
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the temporary folder that all ranks write into."""
+        self._rows, self._batches = [], []
+        path: Path | None = None
+        if trainer.is_global_zero:
+            self._output = self._held.enter_context(PredictionFolder(self.folder))
+            path = self._output.path
+        path = trainer.strategy.broadcast(path)
+        assert path is not None
+        self._stage = self._held.enter_context(FieldStage(path, trainer.global_rank))
 
     def write_on_batch_end(
         self,
@@ -38,32 +70,73 @@ class PredictionWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Keep the rows of a batch."""
-        for name, value in prediction._asdict().items():
-            if value.ndim != 1:
-                raise RequestError(f"predictions of more than one number per sample cannot be written yet: {name}")
-        columns = {name: value.detach().cpu().tolist() for name, value in prediction._asdict().items()}
+        """Keep the numbers of a batch and put its arrays on disk."""
+        assert self._stage is not None
+        columns = {name: entries for name, entries in prediction._asdict().items() if entries is not None}
+        for name, entries in columns.items():
+            if len(entries) != len(batch.sample_id):
+                raise ValueError(f"prediction {name} has {len(entries)} entries for {len(batch.sample_id)} samples")
+        per_sample = {name: _entries(entries) for name, entries in columns.items()}
         for i, (sample_id, group) in enumerate(zip(batch.sample_id, batch.group, strict=True)):
-            row = {"sample_id": sample_id, "group": group}
-            self._rows.append(row | {name: values[i] for name, values in columns.items()})
-        if sum(len(b[0]) for b in self._batches) < SAMPLES:
-            self._batches.append(batch)
+            row = _Row(str(sample_id), str(group), {}, {})
+            for name, entries in per_sample.items():
+                if isinstance(entries[i], np.ndarray):
+                    row.fields[name] = self._stage.add(row.sample_id, name, entries[i])
+                else:
+                    row.numbers[name] = entries[i]
+            self._rows.append(row)
+        keep_for_figures(self._batches, batch)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gather, sort and write."""
+        """Gather, sort, write, and put the folder in its place."""
+        assert self._stage is not None
+        self._stage.close()
         rows = self._rows
         if trainer.world_size > 1:
             gathered: list[Any] = [None] * trainer.world_size
             torch.distributed.all_gather_object(gathered, rows)
             rows = [row for part in gathered for row in part]
-        if not trainer.is_global_zero or not rows:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / ".predictions.partial"
-        with partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(sorted(rows, key=lambda row: row["sample_id"]))
-        partial.replace(self.folder / "predictions.csv")
-        with torch.inference_mode():
-            write_figures(self.folder, cast(Any, pl_module).figures(join_batches(self._batches)))
+        with self._held:
+            if self._output is not None and rows:
+                rows = sorted(rows, key=lambda row: row.sample_id)
+                self._write(self._output.path, rows, pl_module)
+                self._output.publish()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave nothing of an unfinished prediction."""
+        self._held.close()
+
+    def _write(self, folder: Path, rows: Sequence[_Row], module: LightningModule) -> None:
+        names = {part: list(dict.fromkeys(name for row in rows for name in getattr(row, part))) for part in _PARTS}
+        for part, known in names.items():
+            for row in rows:
+                for name in known:
+                    if name not in getattr(row, part):
+                        raise ValueError(
+                            f"prediction {name} of sample {row.sample_id!r} is missing, or of another kind"
+                        )
+        with (folder / TABLE_NAME).open("x", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["sample_id", "group", *names["numbers"]])
+            for row in rows:
+                writer.writerow([row.sample_id, row.group, *(row.numbers[name] for name in names["numbers"])])
+        if names["fields"]:
+            staged = {name: [row.fields[name] for row in rows] for name in names["fields"]}
+            write_fields(folder, [row.sample_id for row in rows], [row.group for row in rows], staged)
+        write_config(folder, self.config)
+        if self._batches:
+            with torch.inference_mode():
+                write_figures(folder, cast(Any, module).figures(join_batches(self._batches)))
+
+
+_PARTS = ("numbers", "fields")
+
+
+def _entries(entries: Any) -> Sequence[Any]:
+    """One number, text or array per sample; halves become singles, which other programs read."""
+    if not isinstance(entries, torch.Tensor):
+        return [_entries(one[None])[0] if isinstance(one, torch.Tensor) else one for one in entries]
+    entries = entries.detach().cpu()
+    if entries.dtype in (torch.float16, torch.bfloat16):
+        entries = entries.float()
+    return entries.tolist() if entries.ndim == 1 else list(entries.numpy())

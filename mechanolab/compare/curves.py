@@ -48,10 +48,12 @@ DARK = Theme(
 def learning_curves(comparison: Comparison, theme: Theme) -> Figure | None:
     """The monitored metric and the losses of every run over the training batches seen; None without any.
 
-    Runs that differ only in their fold share a colour; the best eight have one, the others are grey.
+    Runs that differ only in their fold share a colour; the best eight have one, the others are grey. Of runs that are
+    ranked by a test metric, which has one value a run, the same quantity of the validation set is drawn.
     """
     logged = {key for run in comparison.runs for line in run.history for key in line}
-    metrics = list(dict.fromkeys(m for m in (comparison.metric, "train/loss", "val/loss") if m in logged))
+    watched = comparison.metric.replace("test/", "val/", 1)
+    metrics = list(dict.fromkeys(m for m in (watched, "train/loss", "val/loss") if m in logged))
     if not metrics:
         return None
     figure = Figure(figsize=(4.6 * len(metrics), 3.6), layout="constrained")
@@ -75,7 +77,7 @@ def learning_curves(comparison: Comparison, theme: Theme) -> Figure | None:
         axes.set_title(metric, loc="left", fontsize=10, color=theme.ink)
         if metric.endswith("loss") and values and min(values) > 0 and max(values) / min(values) > 100:
             axes.set_yscale("log")
-        if metric == comparison.metric:
+        if metric == watched:
             _best_possible(axes, comparison, theme)
     order = [label for label in dict.fromkeys(names[row.name] for row in comparison.rows) if label in shown]
     legend = figure.legend(

@@ -147,7 +147,9 @@ def headline(comparison: Comparison) -> list[tuple[str, str, str]]:
             facts.append((metric, str(best.scores[metric]), f"of {best.name}"))
     if comparison.folds:
         winner = comparison.folds[0]
-        tested = [m for m in (*comparison.tests, "best") if m in winner.scores and not m.endswith("/loss")]
+        by_test = comparison.metric.startswith("test/")
+        order = ("best", *comparison.tests) if by_test else (*comparison.tests, "best")
+        tested = [m for m in order if m in winner.scores and not m.endswith("/loss")]
         if tested:
             named = f"best {comparison.metric}" if tested[0] == "best" else tested[0]
             facts.append((f"{named} over folds", str(winner.scores[tested[0]]), f"{winner.name}, n = {winner.state}"))

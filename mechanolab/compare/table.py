@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from mechanolab.config import RequestError, experiment_names, flatten, nearest, nest, runs_root
-from mechanolab.runs import Run, find_runs, read_run
+from mechanolab.runs import Run, find_runs, ranking_metric, read_run
 from mechanolab.sweeps.study import planned_runs
 from mechanolab.sweeps.sweep_file import INDIFFERENT
 
@@ -168,18 +168,24 @@ def compare_runs(
         runs: at least one.
         title: heading of the comparison.
         not_started: trials of a sweep that are still to come.
-        monitor: {metric, mode} to rank by; what the first run monitors when left out.
+        monitor: {metric, mode} to rank by; when left out what the first run monitors, and where recorded tests are
+            among the runs the same quantity of the test set, which trained runs have as well.
     """
     known = (run.config["monitor"] for run in runs if run.config.get("monitor"))
-    monitor = monitor or next(known, {"metric": "", "mode": "min"})
-    metric, mode = monitor["metric"], monitor["mode"]
+    metric, mode = _ranking(runs, monitor or next(known, {"metric": "", "mode": "min"}))
     parameters = differing(runs)
     several = len({run.experiment for run in runs}) > 1
     rows = [_row(run, parameters, metric, mode, several) for run in runs]
     rows.sort(key=lambda row: _rank(row, mode))
-    tests = sorted({key for row in rows for key in row.scores if key.startswith("test/")})
+    tests = sorted({key for row in rows for key in row.scores if key.startswith("test/")} - {metric})
     folds = sorted(_over_folds(rows), key=lambda row: _rank(row, mode))
     return Comparison(title, metric, mode, list(runs), rows, folds, parameters, tests, not_started)
+
+
+def _ranking(runs: Sequence[Run], monitor: Mapping[str, str]) -> tuple[str, str]:
+    """Metric and mode to rank by."""
+    tests = next((run for run in runs if "tested_run" in run.status), None)
+    return ranking_metric({"monitor": monitor}, tests.status if tests else {}), monitor["mode"]
 
 
 def differing(runs: Sequence[Run]) -> list[str]:

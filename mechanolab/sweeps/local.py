@@ -36,7 +36,7 @@ from mechanolab.sweeps.study import (
     record,
     sweep_folder,
 )
-from mechanolab.sweeps.sweep_file import Sweep
+from mechanolab.sweeps.sweep_file import Sweep, check_tested_run
 from mechanolab.sweeps.trial_command import trial_command
 
 FINISHED, FAILED, WRONG_REQUEST, PREEMPTED = 0, 1, 2, 75
@@ -66,6 +66,7 @@ def run_sweep(sweep: Sweep, *, workers: int | None = None, retry_failed: bool = 
         RequestError: the sweep needs W&B's server, is being driven by another process, or changed since it was begun.
     """
     check_local(sweep)
+    check_tested_run(sweep)
     workers = default_workers() if workers is None else workers
     if workers < 1:
         raise RequestError(f"--workers must be at least 1, got {workers}")
@@ -188,7 +189,10 @@ class _Driver:
         if self.deadline is None:
             self.deadline = time.monotonic() + STOP_PATIENCE_S
             if children:
-                self.progress.say("stopping: each trial writes a checkpoint first (Ctrl-C again kills it)")
+                waits = (
+                    "each trial writes a checkpoint first" if self.sweep.trial == "fit" else "waiting for the trials"
+                )
+                self.progress.say(f"stopping: {waits} (Ctrl-C again kills it)")
             for child in children:
                 child.ask_to_stop()
         elif self.signals > 1 or time.monotonic() > self.deadline:
@@ -241,7 +245,7 @@ class _Driver:
         if state == "finished":
             value = self._value(trial)
             if value is None:
-                outcome = self._failed(trial, f"finished without a finite {self.sweep.metric}", again=False)
+                outcome = self._failed(trial, self._without_value(trial), again=False)
             else:
                 self._finished(trial, value)
                 outcome = f"finished, {self.sweep.metric} {value:.4g},"
@@ -275,6 +279,11 @@ class _Driver:
         if not finite:
             return None
         return min(finite) if self.sweep.goal == "minimize" else max(finite)
+
+    def _without_value(self, trial: Trial) -> str:
+        logged = sorted(read_run(self._run_folder(trial)).summary.keys() - {"best"})
+        hint = "" if self.sweep.metric in logged else f"; it logged {', '.join(logged) or 'nothing'}"
+        return f"finished without a finite {self.sweep.metric}{hint}"
 
     def _finished(self, trial: Trial, value: float) -> None:
         self.study.tell(trial, value)

@@ -87,6 +87,8 @@ def check_definition(folder: Path, sweep: Sweep) -> None:
             before, now = known["base"], json.loads(json.dumps(sweep.comparable_base(), default=str))
             keys = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
             changed = f"{sweep.experiment} ({keys[0]})" if keys else sweep.path.name
+            if known.get("tested_run") != sweep.tested_run:
+                changed = f"the tested run ({known.get('tested_run')} -> {sweep.tested_run})"
     if changed:
         raise RequestError(
             f"{changed} changed since sweep '{sweep.name}' was begun, so its trials could not be compared: "
@@ -97,6 +99,7 @@ def check_definition(folder: Path, sweep: Sweep) -> None:
         "file": str(sweep.path),
         "fingerprint": sweep.fingerprint,
         "experiment": sweep.experiment_folder,
+        "tested_run": sweep.tested_run,
         "metric": sweep.metric,
         "goal": sweep.goal,
         "planned": planned(sweep),

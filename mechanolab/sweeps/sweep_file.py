@@ -9,18 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from mechanolab.config import RequestError, checkout, compose, flatten, named_file, nearest
+from mechanolab.config import RequestError, checkout, compose, flatten, named_file, nearest, override
+from mechanolab.runs import read_config, run_folder
 from mechanolab.sweeps.parameters import Parameter, flatten_parameters, read_parameter
-from mechanolab.sweeps.trial_command import ARGUMENT_MACROS, MACROS
+from mechanolab.sweeps.trial_command import ARGUMENT_MACROS, ENVIRONMENT_VARIABLE, MACROS, with_environment
 
+TRIALS = ("fit", "test")
+"""Commands that a trial may be."""
 METHODS = ("grid", "random", "bayes")
 GOALS = ("minimize", "maximize")
 TOP_LEVEL = (
@@ -51,7 +57,11 @@ class Sweep:
     command: tuple[str, ...]
     arguments: tuple[str, ...]
     """The words that were added to the file's command."""
+    trial: str
+    """What a trial does: fit or test."""
     experiment: str
+    tested_run: str | None
+    """The run whose weights every trial tests; None where the trials train, or test what needs no training."""
     overrides: tuple[str, ...]
     base: dict[str, Any]
     """The experiment composed with the first value of every parameter."""
@@ -66,7 +76,8 @@ class Sweep:
         """SHA-256 of what makes two trials comparable: the definition without its labels, and the experiment."""
         kept = {k: v for k, v in self.definition.items() if k not in LABELS}
         kept["parameters"] = list(kept["parameters"].items())  # a grid's order is part of it
-        text = json.dumps([kept, self.comparable_base()], sort_keys=True, default=str)
+        tested = [] if self.tested_run is None else [self.tested_run]
+        text = json.dumps([kept, self.comparable_base(), *tested], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def comparable_base(self) -> dict[str, Any]:
@@ -112,17 +123,21 @@ def load_sweep(name_or_path: str, *, name: str | None = None, arguments: Sequenc
     if run_cap is not None and (type(run_cap) is not int or run_cap < 1):
         raise refuse(f"run_cap must be a whole number of trials, at least 1, got {run_cap!r}")
     command = _command(definition, refuse) + tuple(arguments)
-    position = command.index("fit") + 1
-    experiment = command[position]
-    overrides = tuple(w for w in command[position + 1 :] if "=" in w and not w.startswith(("-", "$")))
-    texts = _text_paths(experiment, overrides)
+    position = next(i for i, word in enumerate(command) if word in TRIALS)
+    trial, experiment = command[position], command[position + 1]
+    overrides = tuple(w for w in command[position + 2 :] if "=" in w and not w.startswith(("-", "$")))
+    tested_run = _tested_run(command[position + 2 :], refuse) if trial == "test" else None
+    if trial == "test" and definition.get("early_terminate"):
+        raise refuse("early_terminate stops a training early, and test trains nothing: remove it")
+    composed = partial(_composed, experiment, tested_run, overrides)
+    texts = _text_paths(composed)
     try:
         specifications = flatten_parameters(definition.get("parameters"))
         parameters = tuple(read_parameter(p, s, holds_text=p in texts) for p, s in specifications.items())
     except RequestError as error:
         raise refuse(str(error)) from None
-    base = _compose_every_value(experiment, overrides, parameters, source)
-    metric, goal = _metric(definition.get("metric"), base["monitor"], experiment, refuse)
+    base = _compose_every_value(composed, parameters, source)
+    metric, goal = _metric(definition.get("metric"), base["monitor"], trial, experiment, refuse)
     return Sweep(
         name=name,
         path=path,
@@ -135,7 +150,9 @@ def load_sweep(name_or_path: str, *, name: str | None = None, arguments: Sequenc
         program=str(definition.get("program", "")),
         command=command,
         arguments=tuple(arguments),
+        trial=trial,
         experiment=experiment,
+        tested_run=tested_run,
         overrides=overrides,
         base=base,
     )
@@ -196,8 +213,11 @@ def _command(definition: Mapping[str, Any], refuse: Any) -> tuple[str, ...]:
     for word in command:
         if re.fullmatch(r"\$\{.*\}", word) and word not in MACROS and not word.startswith("${envvar:"):
             raise refuse(f"command: W&B knows no {word}{nearest(word, MACROS)}")
-    if "fit" not in command[:-1] or command[command.index("fit") + 1].startswith(("-", "$")):
-        raise refuse(f"command must name the experiment after the word fit, as in {example}")
+    experiment = next((after for word, after in pairwise(command) if word in TRIALS), "-")
+    if experiment.startswith(("-", "$")):
+        raise refuse(f"command must name the experiment after the word fit or test, as in {example}")
+    if any(word.split("=")[0] == "--run-id" for word in command):
+        raise refuse("command gives every trial one --run-id: remove it, each trial is given its own")
     if not any(word in ARGUMENT_MACROS for word in command):
         raise refuse("command passes no values to the program: add --config-json, ${args_json}")
     if "${program}" in command and not definition.get("program"):
@@ -208,41 +228,93 @@ def _command(definition: Mapping[str, Any], refuse: Any) -> tuple[str, ...]:
 # -- against the experiment -------------------------------------------------------------------------------------------
 
 
-def _text_paths(experiment: str, overrides: Sequence[str]) -> set[str]:
+def check_tested_run(sweep: Sweep) -> None:
+    """See that the run whose weights the trials test is there.
+
+    Raises:
+        RequestError: it is not.
+    """
+    if sweep.tested_run is None or (run_folder(sweep.experiment_folder, sweep.tested_run) / "config.yaml").is_file():
+        return
+    unset = [name for word in sweep.command for name in ENVIRONMENT_VARIABLE.findall(word) if name not in os.environ]
+    if sweep.tested_run in unset:
+        raise RequestError(f"{sweep.path.name}: set {sweep.tested_run} in the environment to the id of the run to test")
+    raise RequestError(
+        f"{sweep.path.name}: there is no run {sweep.tested_run} of {sweep.experiment} to test "
+        f"(mechanolab runs {sweep.experiment_folder} lists them)"
+    )
+
+
+def _tested_run(words: Sequence[str], refuse: Any) -> str | None:
+    """What stands behind --run in the words after the experiment, with the environment's values."""
+    for word, after in pairwise([*words, ""]):
+        if word == "--run" or word.startswith("--run="):
+            found = with_environment(after if word == "--run" else word.partition("=")[2])
+            if not found or found.startswith("-"):
+                raise refuse("command: --run must be followed by the id of the run to test")
+            return found
+    return None
+
+
+def _composed(
+    experiment: str, tested_run: str | None, overrides: Sequence[str], values: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What a trial is made with: the experiment with its values, or the run that it tests with them.
+
+    A run that is not there yet is stood for by its experiment, so that a sweep can be read before it is trained.
+    """
+    if tested_run is not None:
+        folder = run_folder(Path(experiment).stem, tested_run)
+        if (folder / "config.yaml").is_file():
+            return override(read_config(folder), overrides, values=values)
+    return compose(experiment, values=values, overrides=overrides)
+
+
+def _text_paths(composed: Callable[..., dict[str, Any]]) -> set[str]:
     """Keys whose value in the experiment is a text: there a value such as '001' is meant as one."""
     try:
-        config = compose(experiment, overrides=overrides)
+        config = composed()
     except RequestError:
         return set()  # incomplete without the sweep's values, or wrong: composed again below, with them
     return {path for path, value in flatten(config).items() if isinstance(value, str)}
 
 
 def _compose_every_value(
-    experiment: str, overrides: Sequence[str], parameters: Sequence[Parameter], source: str
+    composed: Callable[..., dict[str, Any]], parameters: Sequence[Parameter], source: str
 ) -> dict[str, Any]:
     first = {p.path: p.endpoints[0] for p in parameters}
     try:
-        base = compose(experiment, values=first, overrides=overrides)
+        base = composed(values=first)
         for parameter in parameters:
             for value in parameter.endpoints[1:]:
-                compose(experiment, values={**first, parameter.path: value}, overrides=overrides)
+                composed(values={**first, parameter.path: value})
     except RequestError as error:
         raise RequestError(f"{source}: {error}") from None
     return base
 
 
-def _metric(metric: Any, monitor: Mapping[str, Any], experiment: str, refuse: Any) -> tuple[str, str]:
+def _metric(metric: Any, monitor: Mapping[str, Any], trial: str, experiment: str, refuse: Any) -> tuple[str, str]:
+    """Name and goal of the sweep's metric.
+
+    The monitored one, or for trials that test the same quantity of the test set, is known to be logged; of others only
+    the stage can be judged before a trial has run.
+    """
+    quantity = monitor["metric"].split("/")[-1]
+    monitored = f"test/{quantity}" if trial == "test" else monitor["metric"]
     if not isinstance(metric, Mapping) or not isinstance(metric.get("name"), str):
-        raise refuse(f"metric is missing: write metric: {{name: {monitor['metric']}, goal: minimize}}")
+        raise refuse(f"metric is missing: write metric: {{name: {monitored}, goal: minimize}}")
     for key in metric:
         if key not in ("name", "goal", "target"):
             raise refuse(f"unknown key 'metric.{key}'{nearest(str(key), ('name', 'goal', 'target'))}")
     name, goal = metric["name"], metric.get("goal", "minimize")
     if goal not in GOALS:
         raise refuse(f"metric.goal must be minimize or maximize, got {goal!r}{nearest(str(goal), GOALS)}")
-    if name == monitor["metric"]:
+    if name == monitored:
         if goal[:3] != monitor["mode"]:
             raise refuse(f"metric.goal is {goal}, but {experiment} monitors {name} with mode {monitor['mode']}")
+    elif trial == "test":
+        if not re.fullmatch(r"test/\w+", name):
+            raise refuse(f"metric.name: a test of {experiment} logs no '{name}', only metrics such as {monitored}")
     elif name.startswith("test/"):
         raise refuse(f"metric.name {name}: a search must not choose by the test set, use {monitor['metric']}")
     elif not re.fullmatch(r"(train|val)/\w+", name):

@@ -55,7 +55,11 @@ def trial_command(
     }
     words: list[str] = []
     for word in command:
-        # An unset variable leaves its own name, as in W&B's agent.
-        word = ENVIRONMENT_VARIABLE.sub(lambda match: os.environ.get(match[1], match[1]), word)
+        word = with_environment(word)
         words.extend(substitutes.get(word, [word]))
     return words
+
+
+def with_environment(word: str) -> str:
+    """A word with its `${envvar:NAME}` replaced; an unset variable leaves its own name, as in W&B's agent."""
+    return ENVIRONMENT_VARIABLE.sub(lambda match: os.environ.get(match[1], match[1]), word)

@@ -17,7 +17,7 @@ from mechanolab.loggers import has_wandb_key
 from mechanolab.runs import write_json
 from mechanolab.sweeps.processes import default_workers, gpus, slot_environments
 from mechanolab.sweeps.study import only_driver, sweep_folder
-from mechanolab.sweeps.sweep_file import Sweep
+from mechanolab.sweeps.sweep_file import Sweep, check_tested_run
 
 MAX_FAILED_IN_A_ROW = 5
 
@@ -39,6 +39,7 @@ def register_and_run(sweep: Sweep, *, workers: int | None = None) -> int:
         raise RequestError("--wandb needs a W&B key: run `wandb login`, or leave --wandb out to search on this machine")
     if workers is not None and workers < 1:
         raise RequestError(f"--workers must be at least 1, got {workers}")
+    check_tested_run(sweep)
     folder = sweep_folder(sweep.name)
     folder.mkdir(parents=True, exist_ok=True)
     with only_driver(folder, sweep.name):

@@ -1,9 +1,12 @@
-"""A small data set and an empty runs folder for the tests that launch something."""
+"""What the tests that launch something share: a small data set, an empty runs folder, an untrained experiment."""
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -29,3 +32,17 @@ def places(twin_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         patch.delenv("WANDB_RUN_ID", raising=False)
         patch.delenv("WANDB_RUN_GROUP", raising=False)
         yield runs
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """`_toy_fields.py` as experiments `toy` (no training) and `toy_net`, in a checkout and with runs of their own."""
+    path = Path(__file__).with_name("_toy_fields.py")
+    specification = importlib.util.spec_from_file_location("toy_fields", path)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    monkeypatch.setitem(sys.modules, "toy_fields", module)
+    specification.loader.exec_module(module)
+    module.install(tmp_path, monkeypatch)
+    return module

@@ -128,6 +128,17 @@ def test_simulate_writes_the_twin_with_its_provenance(twin: Path, capfd: pytest.
     assert [line.split(":")[0] for line in err.splitlines()] == [f"simulating {STEM}", str(twin)]
 
 
+@pytest.mark.parametrize("known", [None, lambda parameters: None], ids=["no function", "no answer"])
+def test_a_simulator_that_knows_no_best_possible_score_says_nothing_of_it(
+    twin: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], known: Any
+) -> None:
+    monkeypatch.setattr(sys.modules[f"datamodules.simulators.{STEM}"], "irreducible_error", known)
+    assert data.simulate(STEM, count=8) == 0
+    assert Manifest.read(twin).provenance["irreducible_error"] is None
+    assert data.inspect(twin) == 0
+    assert "best possible" not in capfd.readouterr().out
+
+
 def test_simulating_the_same_again_changes_nothing(twin: Path, capfd: pytest.CaptureFixture[str]) -> None:
     data.simulate(STEM, count=8, seed=1)
     before = contents(twin)

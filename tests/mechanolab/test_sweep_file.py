@@ -109,7 +109,8 @@ def test_labels_may_change_but_values_and_their_order_may_not(load: Callable[...
 def test_every_shipped_sweep_fits_its_experiment(path: Path) -> None:
     sweep = load_sweep(path.stem)
     check_local(sweep)
-    assert sweep.metric == sweep.base["monitor"]["metric"]
+    monitored = sweep.base["monitor"]["metric"]
+    assert sweep.metric == (f"test/{monitored.split('/')[-1]}" if sweep.trial == "test" else monitored)
     assert len(preview(sweep)) > 0
 
 

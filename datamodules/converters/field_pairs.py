@@ -1,0 +1,144 @@
+"""Whether a stored traction explains the stored displacement: the elasticity that links them, as a check of a pair.
+
+The displacement of a half space under the traction (`physics.half_space`) is compared with the stored one. A pair that
+was stored in another convention (components swapped, axes swapped, y pointing the other way, the cell's force on the
+gel or the gel's on the cell) still fits, but only when it is read in that convention: such a pair is refused. What the
+elasticity cannot tell: the mirror image at the diagonal of both fields, and anything about a displacement alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from physics.half_space import displacement_from_traction
+
+Field = NDArray[np.float64]
+
+CLEAN = 0.02
+"""Residual below which no other reading is tried."""
+MUCH_BETTER = 0.7
+"""Another reading is right where it leaves less than this share of the residual; 0 to 0.6 on swapped real pairs."""
+EXPLAINED = 0.6
+"""Residual above which a reading explains nothing."""
+GOOD_FIT = 0.1
+"""Residual below which the modulus is judged to 10 %, else within a factor of 2."""
+
+_READINGS: dict[str, Callable[[Field], Field]] = {
+    "": lambda field: field,
+    "with its components swapped": lambda field: field[::-1],
+    "with its axes swapped": lambda field: field.transpose(0, 2, 1),
+    "with axes and components swapped": lambda field: field[::-1].transpose(0, 2, 1),
+    "with the sign of its y component turned": lambda field: field * np.array([1.0, -1.0])[:, None, None],
+}
+_OF_TRACTION = ("", "with its components swapped", "with the sign of its y component turned")
+"""All others are one of these seen in the mirror, with another reading of the displacement."""
+
+
+def explained_displacement(
+    traction_pa: Field, *, modulus_pa: float, poisson_ratio: float, periodic: bool = False
+) -> Field:
+    """Displacement in pixels of the field, (2, y, x), of a half space under a traction (2, y, x) in Pa.
+
+    Open boundary with Wang & Lin's centre element, and their reach where the field is square and even; `periodic` as
+    Fourier transform traction cytometry has it, relative to the mean.
+    """
+    height, width = traction_pa.shape[1:]
+    published = "published" if height == width and height % 2 == 0 else "full"
+    options = {"boundary": "periodic"} if periodic else {"centre_element": "published", "reach": published}
+    return displacement_from_traction(
+        torch.from_numpy(np.ascontiguousarray(traction_pa)),
+        pixel_size_um=1.0,
+        youngs_modulus_pa=modulus_pa,
+        poisson_ratio=poisson_ratio,
+        **options,  # type: ignore[arg-type]
+    ).numpy()
+
+
+def forward_residual(
+    displacement_px: Field, traction_pa: Field, *, modulus_pa: float, poisson_ratio: float, periodic: bool = False
+) -> float:
+    """Return |G T - u| / |u| of one pair, see `explained_displacement`."""
+    explained = explained_displacement(
+        traction_pa, modulus_pa=modulus_pa, poisson_ratio=poisson_ratio, periodic=periodic
+    )
+    return float(np.linalg.norm(explained - displacement_px) / np.linalg.norm(displacement_px))
+
+
+def check_pair(
+    where: str,
+    displacement_px: Field,
+    traction_pa: Field,
+    *,
+    modulus_pa: float,
+    poisson_ratio: float,
+    periodic: bool = False,
+) -> None:
+    """Raise ValueError where a pair fits the elasticity much better when it is read in another way.
+
+    Args:
+        where: What holds the pair, for the message.
+        displacement_px: (2, y, x), in pixels of the field.
+        traction_pa: (2, y, x), in Pa, for a substrate of `modulus_pa`.
+        modulus_pa: Young's modulus in Pa.
+        poisson_ratio: in (0, 0.5].
+        periodic: the traction was computed by Fourier transform traction cytometry.
+    """
+    still, free = not displacement_px.any(), not traction_pa.any()
+    if still or free:
+        if still and free:
+            return
+        zero, other = ("displacement", "traction") if still else ("traction", "displacement")
+        raise ValueError(
+            f"{where}: the {zero} is zero everywhere but the {other} is not: they are no pair, replace one"
+        )
+    measured = displacement_px - displacement_px.mean(axis=(1, 2), keepdims=True) if periodic else displacement_px
+    gel = {"modulus_pa": modulus_pa, "poisson_ratio": poisson_ratio, "periodic": periodic}
+    explained = explained_displacement(traction_pa, **gel)  # type: ignore[arg-type]
+    declared = _residual(explained, measured)
+    if declared > CLEAN:
+        _refuse_another_reading(where, measured, traction_pa, declared, gel)
+    if declared < EXPLAINED:
+        stiffer = float((explained**2).sum() / (explained * measured).sum())
+        latitude = 1.1 if declared < GOOD_FIT else 2.0
+        if not 1 / latitude < stiffer < latitude:
+            raise ValueError(
+                f"{where}: the traction belongs to this displacement on a substrate of {stiffer * modulus_pa:.4g} Pa, "
+                f"not {modulus_pa:.4g}: correct the modulus or the pixel sizes in conditions.json, or write the "
+                "modulus that the tractions are stored for as traction_modulus_pa (10 for training data of Wang & Lin)"
+            )
+
+
+def _refuse_another_reading(
+    where: str, displacement_px: Field, traction_pa: Field, declared: float, gel: dict[str, float | bool]
+) -> None:
+    found = (declared, "", "", 1)
+    square = traction_pa.shape[1] == traction_pa.shape[2]
+    for of_traction in _OF_TRACTION:
+        explained = explained_displacement(_READINGS[of_traction](traction_pa), **gel)  # type: ignore[arg-type]
+        for of_displacement, read in _READINGS.items():
+            if "axes" in of_displacement and not square:
+                continue
+            seen = read(displacement_px)
+            for sign in (1, -1):
+                found = min(found, (_residual(sign * explained, seen), of_traction, of_displacement, sign))
+    best, of_traction, of_displacement, sign = found
+    if best >= MUCH_BETTER * declared or best >= EXPLAINED:
+        return
+    turned = [of_traction, "with its sign turned" if sign < 0 else ""]
+    changes = [f"the traction is taken {' and '.join(filter(None, turned))}"] if any(turned) else []
+    changes += [f"the displacement is taken {of_displacement}"] if of_displacement else []
+    raise ValueError(
+        f"{where}: the traction does not explain the displacement (residual {declared:.2g}), but it does "
+        f"({best:.2g}) when {' and '.join(changes)}: store both in the same axes, the component along x first, as "
+        "the force of the cell on the substrate"
+    )
+
+
+def _residual(explained: Field, measured: Field) -> float:
+    """|s G T - u| / |u| with the best scale s >= 0: apart from the modulus."""
+    cosine = float((explained * measured).sum() / np.sqrt((explained**2).sum() * (measured**2).sum()))
+    return float(np.sqrt(max(0.0, 1.0 - cosine**2))) if cosine > 0 else 1.0

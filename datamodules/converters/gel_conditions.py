@@ -1,0 +1,88 @@
+"""What an archive of displacement fields does not say: the substrate and the size of a pixel.
+
+They are read from `conditions.json` in the source folder, an object with
+
+- `youngs_modulus_pa`: of the substrate, > 0; `poisson_ratio`: of the substrate, in (0, 0.5];
+- `pixel_size_um`: distance between two points of the field, in um;
+- `image_pixel_size_um`: side of a camera pixel in um, where displacements are counted in those;
+- `traction_modulus_pa` (optional): Young's modulus for which the tractions are stored, where it is not that of the
+  substrate; they are multiplied by youngs_modulus_pa / traction_modulus_pa. Wang & Lin's training data: 10;
+- `files_per_cell` (optional): how many files in a row show the same cell, where their names do not tell.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+NAME = "conditions.json"
+_EXAMPLE = {
+    "youngs_modulus_pa": 10670,
+    "poisson_ratio": 0.45,
+    "pixel_size_um": 1.925,
+    "image_pixel_size_um": 0.275,
+}
+"""Wang & Lin, bioRxiv 2020.05.20.107128: 104 points of 7 camera pixels each."""
+_ACCEPTED = (*_EXAMPLE, "traction_modulus_pa", "files_per_cell")
+
+
+class Conditions(NamedTuple):
+    """Numbers of `conditions.json`, None where it does not give them."""
+
+    youngs_modulus_pa: float
+    poisson_ratio: float
+    pixel_size_um: float | None = None
+    image_pixel_size_um: float | None = None
+    traction_modulus_pa: float | None = None
+    files_per_cell: int | None = None
+
+    @property
+    def stored_modulus_pa(self) -> float:
+        """Young's modulus for which the tractions are stored."""
+        return self.youngs_modulus_pa if self.traction_modulus_pa is None else self.traction_modulus_pa
+
+
+def read_conditions(source: Path, *, needed: Collection[str]) -> Conditions:
+    """Return the conditions of the archive in `source`.
+
+    Args:
+        source: Folder with `conditions.json`.
+        needed: Names, beside the substrate's two, without which this archive cannot be read.
+
+    Raises:
+        FileNotFoundError: There is no such file; the message says what to write.
+        ValueError: It is no JSON object, lacks a name, has one that is not known, or a value out of range.
+    """
+    path = source / NAME
+    names = ("youngs_modulus_pa", "poisson_ratio", *needed)
+    if not path.is_file():
+        example = json.dumps({name: _EXAMPLE[name] for name in names})
+        raise FileNotFoundError(
+            f"no {path}: the archive does not say on which substrate and at which scale it was made, so write that "
+            f"file with your numbers for {example}"
+        )
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): correct it") from error
+    if not isinstance(stored, dict):
+        raise ValueError(f"{path} must hold an object like {json.dumps({name: _EXAMPLE[name] for name in names})}")
+    for name in names:
+        if name not in stored:
+            raise ValueError(f"{path} lacks {name}: add it, for example {json.dumps({name: _EXAMPLE[name]})}")
+    for name, value in stored.items():
+        if name not in _ACCEPTED:
+            raise ValueError(f"{path} has an unknown entry {name!r}: remove it; accepted are {', '.join(_ACCEPTED)}")
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and np.isfinite(value)
+        if not number or value <= 0:
+            raise ValueError(f"{path}: {name} must be a positive number, got {json.dumps(value)}: correct it")
+        if name == "poisson_ratio" and value > 0.5:
+            raise ValueError(f"{path}: poisson_ratio must be in (0, 0.5], got {value:g}: correct it")
+        if name == "files_per_cell" and value != int(value):
+            raise ValueError(f"{path}: files_per_cell must be a whole number, got {value:g}: correct it")
+    values: dict[str, Any] = {n: int(v) if n == "files_per_cell" else float(v) for n, v in stored.items()}
+    return Conditions(**values)

@@ -1,0 +1,399 @@
+"""Traction from displacement: the published network, two peers, our own, and the two methods without training.
+
+Wang, Lin, "Traction force microscopy by deep learning", Biophys J 120:3079 (2021), doi 10.1016/j.bpj.2021.06.011, and
+its preprint bioRxiv 2020.05.20.107128: `PublishedNetwork` against `FourierTractionCytometry` (figure 3: three noises,
+four regularisations, with and without cutoff). Peers: the U-Net of Kratz et al. (Biophys J 122:3489, 2023), another
+`network` of the same class, and `SparseTraction`. Ours: `PhysicsInformedNetwork`, which without its `steps` is a plain
+2-D U-Net, the cheap sibling.
+
+All take displacement (batch, 2, y, x) in pixels of the field's own grid and Young's modulus (batch,) in Pa, and return
+traction (batch, 2, y, x) in Pa. No pixel size enters: with lengths in pixels the displacement depends on traction / E
+alone. The published network's units are stress on a substrate of E0 = 10 on a grid of 104: T = net(u) E/10 S/104.
+
+`centre_element`, `reach` and `transfer_function` say what operator of `physics.half_space` made the displacement: every
+module's forward residual uses it, the unrolled network and the sparse solver work with it.
+
+Deviations from the paper, and why:
+- Its error measure of the preprint, 3.2 %, has no published formula; `traction_nrmse` is the authors' errorTrac.
+- The authors train without a validation set; here the monitored metric on held-out cells chooses the checkpoint.
+- Whether MATLAB adds weight decay before or after clipping is not documented; here the loss's gradient is clipped.
+- Test data of figure 3 are not public; ours come from the simulator, and each report says recipe and displacement.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from datamodules.batches import TractionBatch
+from lightning_modules.figures.dl_tfm import traction_panel
+from lightning_modules.losses.tensor_clipping import clip_each_tensor_
+from lightning_modules.losses.traction import published_units, relative_error, summed_squared_error
+from lightning_modules.losses.weight_decay import decay_weights_only
+from lightning_modules.metrics.epoch_means import log_step, reset_training_metrics
+from lightning_modules.metrics.traction_scores import forward_residual, log_scores, summary, traction_metrics
+from lightning_modules.networks.kratz_unet import KratzUNet
+from lightning_modules.networks.planar_unet import PlanarUNet
+from lightning_modules.networks.traction_inversions import FourierInversion, SparseInversion, kernel_of
+from lightning_modules.networks.traction_unet import TractionUNet3d
+from lightning_modules.networks.unrolled_traction_net import UnrolledTractionNet
+from physics.traction_cytometry import cutoff_filter
+
+FIGURE_FIELDS = 4
+
+
+class TractionPrediction(NamedTuple):
+    """Traction (batch, 2, y, x), and one number per sample (batch,) as `metrics.traction_scores.summary` explains."""
+
+    traction_pa: Tensor
+    largest_traction_pa: Tensor
+    strain_energy_fj: Tensor
+    net_force_nn: Tensor
+    forward_residual: Tensor
+    traction_nrmse: Tensor
+
+
+# -- what all modules do alike; each class takes these functions as its methods ---------------------------------------
+
+
+def _training_step(self: Any, batch: TractionBatch, batch_idx: int) -> Tensor:
+    """Loss of one batch."""
+    if batch_idx == 0:
+        reset_training_metrics(self)
+    loss, traction_pa = self.loss_and_traction(batch)
+    log_scores(self, batch, "train", loss=loss, traction_pa=traction_pa)
+    return log_step(self, loss, batch_size=len(batch.group))
+
+
+def _validation_step(self: Any, batch: TractionBatch, batch_idx: int) -> None:
+    """Loss and error of one batch."""
+    loss, traction_pa = self.loss_and_traction(batch)
+    log_scores(self, batch, "val", loss=loss, traction_pa=_cut(self, batch, traction_pa))
+
+
+def _test_step(self: Any, batch: TractionBatch, batch_idx: int) -> None:
+    """Loss and all scores of one batch."""
+    loss, traction_pa = self.loss_and_traction(batch)
+    traction_pa = _cut(self, batch, traction_pa)
+    residual = forward_residual(batch, traction_pa, **_operator(self))
+    log_scores(self, batch, "test", loss=loss, traction_pa=traction_pa, residual=residual)
+
+
+def _predict_step(self: Any, batch: TractionBatch, batch_idx: int) -> TractionPrediction:
+    """Traction of every field, cut off if asked for, with what can be said of it."""
+    traction_pa = _cut(self, batch, self.loss_and_traction(batch)[1])
+    return TractionPrediction(traction_pa, **summary(batch, traction_pa, **_operator(self)))
+
+
+def _figures(self: Any, batch: TractionBatch) -> dict[str, Any]:
+    """Displacement, true and predicted traction of the first fields of a batch."""
+    was_training = self.training
+    self.eval()
+    with torch.no_grad():
+        first = TractionBatch(*(part[:FIGURE_FIELDS] for part in batch))
+        prediction = _predict_step(self, first, 0).traction_pa.numpy(force=True)
+    self.train(was_training)
+    parts = (first.pixel_size_um, first.cell_mask, first.displacement_px, first.traction_pa)
+    arrays = [part.numpy(force=True) for part in parts]
+    return {"tractions": traction_panel(*arrays, prediction, sample_ids=first.sample_id)}
+
+
+def _solved(self: Any, displacement_px: Tensor, youngs_modulus_pa: Tensor, poisson_ratio: Tensor) -> Tensor:
+    """Displacement (batch, 2, y, x) in px, modulus in Pa and Poisson's ratio, (batch,) each -> traction in Pa."""
+    per_modulus: Tensor = self.network(displacement_px, youngs_modulus_pa, poisson_ratio)
+    return per_modulus * youngs_modulus_pa[:, None, None, None]
+
+
+def _solution(self: Any, batch: TractionBatch) -> tuple[None, Tensor]:
+    """No loss, and the traction (batch, 2, y, x) in Pa, of a method without training."""
+    return None, self(batch.displacement_px, batch.youngs_modulus_pa, batch.poisson_ratio)
+
+
+class PublishedNetwork(LightningModule):
+    """A published network with its published training: TracNet, or the U-Net of Kratz et al.
+
+    Args:
+        network: "tracnet_faithful", whose y traction is blind to the x displacement as published, "tracnet_symmetric",
+            or "kratz_unet".
+        optimizer: "sgdm" (Wang & Lin) or "adagrad" (Kratz).
+        learning_rate: first step size.
+        momentum: of SGD.
+        decay_factor: the step size is multiplied by this ...
+        decay_epochs: ... after every so many epochs; null keeps it.
+        weight_decay: L2 penalty on weights, not on biases.
+        clip_each_tensor: largest L2 norm of the gradient of each parameter tensor; null does not clip.
+        cutoff_percentile: vectors shorter than this percentile of |T| outside the cell become 0; null keeps all.
+        frame_border_px: rows and columns along the frame that do not count as outside for the cutoff.
+        centre_element, reach, transfer_function: operator of the measurement, for the forward residual.
+
+    """
+
+    training_free: bool = False
+    needs_find_unused_parameters: bool = False
+
+    def __init__(
+        self,
+        *,
+        network: str,
+        optimizer: str,
+        learning_rate: float,
+        momentum: float,
+        decay_factor: float,
+        decay_epochs: int | None,
+        weight_decay: float,
+        clip_each_tensor: float | None,
+        cutoff_percentile: float | None,
+        frame_border_px: int,
+        centre_element: str,
+        reach: str,
+        transfer_function: list[float] | None,
+    ) -> None:
+        super().__init__()
+        networks: dict[str, Callable[[], nn.Module]] = {
+            "tracnet_faithful": partial(TractionUNet3d, "faithful"),
+            "tracnet_symmetric": partial(TractionUNet3d, "symmetric"),
+            "kratz_unet": KratzUNet,
+        }
+        _require_choice("network", network, networks)
+        _require_choice("optimizer", optimizer, ("sgdm", "adagrad"))
+        _require_positive(learning_rate=learning_rate, decay_factor=decay_factor)
+        _require_positive(decay_epochs=decay_epochs, clip_each_tensor=clip_each_tensor)
+        self.save_hyperparameters()
+        _set_up(self)
+        self.network = networks[network]()
+
+    training_step, validation_step, test_step = _training_step, _validation_step, _test_step
+    predict_step, figures = _predict_step, _figures
+
+    def forward(self, displacement_px: Tensor, youngs_modulus_pa: Tensor) -> Tensor:
+        """Displacement (batch, 2, y, x) in px and modulus (batch,) in Pa -> traction (batch, 2, y, x) in Pa."""
+        return self.network(displacement_px).float() / published_units(displacement_px, youngs_modulus_pa)
+
+    def loss_and_traction(self, batch: TractionBatch) -> tuple[Tensor, Tensor]:
+        """Summed squared error () in the network's units, and the traction in Pa."""
+        traction_pa = self(batch.displacement_px, batch.youngs_modulus_pa)
+        units = published_units(batch.displacement_px, batch.youngs_modulus_pa)
+        return summed_squared_error(traction_pa * units, batch.traction_pa * units), traction_pa
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip tensor by tensor, as MATLAB does."""
+        if self.hparams["clip_each_tensor"] is not None:
+            clip_each_tensor_(self.parameters(), self.hparams["clip_each_tensor"])
+
+    def configure_optimizers(self) -> Any:
+        """SGD with momentum or Adagrad, the step size falling by a factor every few epochs."""
+        numbers, groups = self.hparams, decay_weights_only(self.network, self.hparams["weight_decay"])
+        if numbers["optimizer"] == "adagrad":
+            optimizer: torch.optim.Optimizer = torch.optim.Adagrad(groups, lr=numbers["learning_rate"])
+        else:
+            optimizer = torch.optim.SGD(groups, lr=numbers["learning_rate"], momentum=numbers["momentum"])
+        if numbers["decay_epochs"] is None:
+            return optimizer
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, numbers["decay_epochs"], numbers["decay_factor"])
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+
+class PhysicsInformedNetwork(LightningModule):
+    """Our network: U-Nets around the explicit operator, or without it a plain U-Net; one for every noise.
+
+    Args:
+        steps: corrections through the operator after the first estimate; null for the plain U-Net.
+        width: channels of each U-Net at full resolution.
+        depth: halvings of each U-Net.
+        poisson_ratio: of the substrates that it is for.
+        step_weight: weight of the loss of each earlier estimate against the last one's.
+        learning_rate: largest step size of AdamW.
+        weight_decay: of AdamW, on weights, not on biases.
+        warm_up_share: share of the steps in which the step size rises; it falls to 0 along a cosine afterwards.
+        cutoff_percentile, frame_border_px: as for `PublishedNetwork`.
+        centre_element, reach, transfer_function: the operator; they may be changed for a trained network.
+
+    """
+
+    training_free: bool = False
+    needs_find_unused_parameters: bool = False
+
+    def __init__(
+        self,
+        *,
+        steps: int | None,
+        width: int,
+        depth: int,
+        poisson_ratio: float,
+        step_weight: float,
+        learning_rate: float,
+        weight_decay: float,
+        warm_up_share: float,
+        cutoff_percentile: float | None,
+        frame_border_px: int,
+        centre_element: str,
+        reach: str,
+        transfer_function: list[float] | None,
+    ) -> None:
+        super().__init__()
+        _require_positive(learning_rate=learning_rate)
+        if not 0 <= step_weight <= 1:
+            raise ValueError(f"step_weight must lie in [0, 1], got {step_weight}")
+        if not 0 < warm_up_share < 1:
+            raise ValueError(f"warm_up_share must lie in (0, 1), got {warm_up_share}")
+        self.save_hyperparameters()
+        _set_up(self)
+        self.network: nn.Module = (
+            PlanarUNet(width=width, depth=depth)
+            if steps is None
+            else UnrolledTractionNet(
+                steps=steps,
+                width=width,
+                depth=depth,
+                poisson_ratio=poisson_ratio,
+                centre_element=centre_element,
+                reach=reach,
+                transfer_function=transfer_function,
+            )
+        )
+
+    training_step, validation_step, test_step = _training_step, _validation_step, _test_step
+    predict_step, figures = _predict_step, _figures
+
+    def forward(self, displacement_px: Tensor, youngs_modulus_pa: Tensor) -> Tensor:
+        """Displacement (batch, 2, y, x) in px and modulus (batch,) in Pa -> traction (batch, 2, y, x) in Pa."""
+        return self._estimates(displacement_px)[-1] * youngs_modulus_pa[:, None, None, None]
+
+    def loss_and_traction(self, batch: TractionBatch) -> tuple[Tensor, Tensor]:
+        """Relative error () of the estimates over the whole frame, and the last one in Pa."""
+        modulus_pa = batch.youngs_modulus_pa[:, None, None, None]
+        *earlier, last = self._estimates(batch.displacement_px)
+        target = batch.traction_pa / modulus_pa
+        loss = relative_error(last, target)
+        for estimate in earlier:
+            loss = loss + self.hparams["step_weight"] * relative_error(estimate, target)
+        return loss, last * modulus_pa
+
+    def _estimates(self, displacement_px: Tensor) -> list[Tensor]:
+        if isinstance(self.network, UnrolledTractionNet):
+            return self.network.estimates(displacement_px)
+        return [self.network(displacement_px).float()]
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW, the step size rising linearly and falling along a cosine, batch by batch."""
+        groups = decay_weights_only(self.network, self.hparams["weight_decay"])
+        optimizer = torch.optim.AdamW(groups, lr=self.hparams["learning_rate"])
+        steps = max(int(self.trainer.estimated_stepping_batches), 1)
+        rising = max(self.hparams["warm_up_share"] * steps, 1)
+
+        def factor(step: int) -> float:
+            if step < rising:
+                return (step + 1) / (rising + 1)
+            return 0.5 + 0.5 * math.cos(math.pi * min((step - rising) / max(steps - rising, 1), 1.0))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class FourierTractionCytometry(LightningModule):
+    """FTTC as a module without training: a test logs the scores that the networks log.
+
+    Args:
+        regularization: lambda in (px/Pa)^2, as the paper gives it; null has `choice` find one for each field.
+        choice: "evidence", "gcv" or "l_curve"; null where `regularization` is given.
+        cutoff_percentile, frame_border_px: as for `PublishedNetwork`.
+        centre_element, reach, transfer_function: operator of the measurement; the inversion uses the last one only.
+
+    """
+
+    training_free: bool = True
+    needs_find_unused_parameters: bool = False
+
+    def __init__(
+        self,
+        *,
+        regularization: float | None,
+        choice: str | None,
+        cutoff_percentile: float | None,
+        frame_border_px: int,
+        centre_element: str,
+        reach: str,
+        transfer_function: list[float] | None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        _set_up(self)
+        self.network = FourierInversion(regularization, choice, transfer_function)
+
+    validation_step, test_step, predict_step, figures = _validation_step, _test_step, _predict_step, _figures
+    forward, loss_and_traction = _solved, _solution
+
+
+class SparseTraction(LightningModule):
+    """Group-sparse reconstruction with the exact operator as a module without training.
+
+    Args:
+        iterations: of the solver.
+        cutoff_percentile, frame_border_px: as for `PublishedNetwork`.
+        centre_element, reach, transfer_function: the operator.
+
+    """
+
+    training_free: bool = True
+    needs_find_unused_parameters: bool = False
+
+    def __init__(
+        self,
+        *,
+        iterations: int,
+        cutoff_percentile: float | None,
+        frame_border_px: int,
+        centre_element: str,
+        reach: str,
+        transfer_function: list[float] | None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        _set_up(self)
+        self.network = SparseInversion(iterations, centre_element, reach, transfer_function)
+
+    validation_step, test_step, predict_step, figures = _validation_step, _test_step, _predict_step, _figures
+    forward, loss_and_traction = _solved, _solution
+
+
+def _set_up(module: Any) -> None:
+    """Check and use the arguments that all modules share; they are stored in `hparams` already."""
+    percentile, border_px = module.hparams["cutoff_percentile"], module.hparams["frame_border_px"]
+    if percentile is not None and not 0 <= percentile <= 100:
+        raise ValueError(f"cutoff_percentile must lie in [0, 100], got {percentile}")
+    if border_px < 0:
+        raise ValueError(f"frame_border_px must not be negative, got {border_px}")
+    _require_choice("centre_element", module.hparams["centre_element"], ("exact", "published"))
+    _require_choice("reach", module.hparams["reach"], ("full", "published"))
+    module.register_buffer("transfer_function", kernel_of(module.hparams["transfer_function"]), persistent=False)
+    module.metrics = traction_metrics()
+
+
+def _operator(module: Any) -> dict[str, Any]:
+    known = {name: module.hparams[name] for name in ("centre_element", "reach")}
+    return {**known, "transfer_function": module.transfer_function}
+
+
+def _cut(module: Any, batch: TractionBatch, traction_pa: Tensor) -> Tensor:
+    """Apply the cutoff filter, if there is one."""
+    percentile, border_px = module.hparams["cutoff_percentile"], module.hparams["frame_border_px"]
+    if percentile is None:
+        return traction_pa
+    return cutoff_filter(traction_pa.detach(), batch.cell_mask, percentile=percentile, frame_border_px=border_px)
+
+
+def _require_choice(name: str, value: str, choices: Collection[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _require_positive(**numbers: float | None) -> None:
+    for name, value in numbers.items():
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{name} must be positive, got {value}")

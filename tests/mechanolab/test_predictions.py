@@ -1,0 +1,143 @@
+"""Predictions on disk: numbers as a table, fields as HDF5 and TIFF, with and without a run, whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from types import ModuleType
+
+import h5py
+import numpy as np
+import pytest
+import tifffile
+import yaml
+
+from mechanolab.cli import main
+from mechanolab.runs import find_runs
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with (folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one sentence that a wrong request ends with."""
+    capsys.readouterr()
+    assert main(words) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1, said
+    return said[0]
+
+
+def test_a_method_that_needs_no_training_predicts_without_a_run(toy: ModuleType, tmp_path: Path) -> None:
+    assert main(["predict", "toy", "module.gain=3.0"]) == 0
+    folder = tmp_path / "runs" / "toy" / "predictions" / "test"
+    fields = toy.Fields(data_root="", seed=0, split="default", youngs_modulus_pa=10.0).fields
+    rows = table(folder)
+    assert [row["sample_id"] for row in rows] == sorted(fields)
+    assert list(rows[0]) == ["sample_id", "group", "strength_pa"]
+    with h5py.File(folder / "predictions.h5") as file:
+        assert set(file) == {"sample_id", "group", "traction_pa", "inside", "force_n"}
+        assert [text.decode() for text in file["sample_id"][:]] == sorted(fields)
+        for i, (sample_id, row) in enumerate(zip(sorted(fields), rows, strict=True)):
+            expected = 30.0 * fields[sample_id].astype(np.float32)
+            np.testing.assert_allclose(file["traction_pa"][i], expected, rtol=1e-6)
+            np.testing.assert_array_equal(file["inside"][i], expected[0] > 0)
+            assert float(row["strength_pa"]) == pytest.approx(expected.max(), rel=1e-6)
+        image = tifffile.imread(folder / "cell%204%2Fa_traction_pa.tif")
+        np.testing.assert_array_equal(image, file["traction_pa"][sorted(fields).index("cell 4/a")])
+    assert {path.name for path in folder.glob("*_inside.tif")} == {f"cell%20{i}%2Fa_inside.tif" for i in range(5)}
+    assert not list(folder.glob("*_force_n.tif"))  # a vector is no image
+    assert (folder / "field.png").is_file()
+    assert yaml.safe_load((folder / "config.yaml").read_text())["module"]["gain"] == 3.0
+    assert find_runs() == []
+
+
+def test_own_fields_are_read_by_the_suffixes_of_the_data_class(
+    toy: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    np.save(mine / "b.npy", np.ones((2, 3, 4)))
+    np.save(mine / "a.NPY.npy", np.full((2, 3, 4), 2.0))
+    (mine / "notes.png").touch()
+    words = ["predict", "toy", "--input", str(mine)]
+    assert "pixel_size_um is missing" in refused(words, capsys)
+    assert main([*words, "--pixel-size-um", "0.5", "data.youngs_modulus_pa=100.0"]) == 0
+    folder = tmp_path / "runs" / "toy" / "predictions" / "input-mine"
+    assert [(row["sample_id"], float(row["strength_pa"])) for row in table(folder)] == [
+        ("a.NPY.npy", 2.0 * 2.0 / 0.5 * 100.0),
+        ("b.npy", 2.0 * 1.0 / 0.5 * 100.0),
+    ]
+    assert "notes.png is of a kind that cannot be read; it must be one of .npy, .field.txt" in refused(
+        [*words[:-1], str(mine / "notes.png")], capsys
+    )
+    (mine / "empty").mkdir()
+    assert "holds no file (.npy, .field.txt)" in refused([*words[:-1], str(mine / "empty")], capsys)
+    assert "youngs_modulus_pa must be positive" in refused([*words, "data.youngs_modulus_pa=-1.0"], capsys)
+
+
+def test_fields_of_several_sizes_have_a_dataset_per_sample(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(toy.Fields, "sizes", ((6, 8), (3, 5), (6, 8)))
+    assert main(["predict", "toy", "--split", "val"]) == 0
+    folder = tmp_path / "runs" / "toy" / "predictions" / "val"
+    with h5py.File(folder / "predictions.h5") as file:
+        shapes = {name: dataset.shape for name, dataset in file["traction_pa"].items()}
+        assert isinstance(file["force_n"], h5py.Dataset)  # of one size all the same
+    assert shapes == {"cell%204%2Fa": (2, 6, 8), "cell%203%2Fa": (2, 3, 5), "cell%202%2Fa": (2, 6, 8)}
+    assert tifffile.imread(folder / "cell%203%2Fa_traction_pa.tif").shape == (2, 3, 5)
+
+
+def test_a_new_prediction_replaces_the_earlier_one_and_an_interrupted_one_leaves_it(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "runs" / "toy" / "predictions"
+    assert main(["predict", "toy"]) == 0
+    first = contents(folder)
+    monkeypatch.setattr(toy.Method, "interrupt", "fail")
+    with pytest.raises(RuntimeError, match="the fields are gone"):
+        main(["predict", "toy", "module.gain=3.0"])
+    assert contents(folder) == first
+    assert [path.name for path in folder.iterdir()] == ["test"]
+    monkeypatch.setattr(toy.Method, "interrupt", None)
+    monkeypatch.setattr(toy.Fields, "sizes", ((6, 8),) * 2)
+    assert main(["predict", "toy", "module.gain=3.0"]) == 0
+    second = contents(folder)
+    assert {name for name in second if name.endswith(".tif")} < set(first)
+    assert len(table(folder / "test")) == 2
+    assert [path.name for path in folder.iterdir()] == ["test"]
+
+
+def test_two_samples_of_one_id_are_refused_and_nothing_is_left(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    collate = toy.Fields._collate
+    monkeypatch.setattr(toy.Fields, "_collate", lambda self, samples: collate(self, [("same", samples[0][1])]))
+    assert "two predictions would share the file same_traction_pa.tif" in refused(["predict", "toy"], capsys)
+    assert list((tmp_path / "runs" / "toy" / "predictions").iterdir()) == []
+
+
+def test_a_trained_module_needs_a_run_and_predicts_into_its_folder(
+    toy: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "predict needs a trained run: name one with --run ID" in refused(["predict", "toy_net"], capsys)
+    run = toy.write_trained_run(tmp_path / "runs", "trained", factor=5.0, batches_seen=7)
+    assert main(["predict", "toy_net", "--run", "trained"]) == 0
+    assert main(["predict", "toy"]) == 0
+    ours, plain = (table(p / "predictions" / "test") for p in (run, tmp_path / "runs" / "toy"))
+    for mine, other in zip(ours, plain, strict=True):
+        assert float(mine["strength_pa"]) == pytest.approx(5.0 * float(other["strength_pa"]), rel=1e-6)
+
+
+def test_no_run_can_take_the_place_of_the_predictions(
+    toy: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "a run cannot be named 'predictions'" in refused(["test", "toy", "--run-id", "predictions"], capsys)
+    assert not (tmp_path / "runs").exists()
