@@ -87,7 +87,9 @@ class ShardFile:
                 return _Table(np.asarray(dataset[()]))
             except (OSError, RuntimeError):
                 pass  # one row is damaged: its neighbours stay readable row by row
-        return _Filtered(dataset, field) if self._compressed else _Chunks(dataset, field, self.path, name)
+        return (
+            _Filtered(dataset, field) if self._compressed else _Chunks(dataset, field, self.path, name, self._status[2])
+        )
 
     def reopen(self) -> bool:
         """Take the file up again after `close`; False when it has changed or must be checked anew.
@@ -169,26 +171,28 @@ class _Table:
 class _Chunks:
     """A field whose chunks are copied from their place in the file."""
 
-    def __init__(self, dataset: h5py.Dataset, field: Field, path: Path, name: str) -> None:
+    def __init__(self, dataset: h5py.Dataset, field: Field, path: Path, name: str, nbytes: int) -> None:
         self._nbytes = field.nbytes
         self._place = np.zeros(len(dataset), np.int64)
         self._verified = bytearray(len(dataset))
         wanted = field.nbytes + CHECKSUM_BYTES
 
-        unchecked: list[int] = []
+        unfit: list[int] = []
 
         def note(chunk: Any) -> None:
             row = chunk.chunk_offset[0]
-            if chunk.filter_mask or chunk.size != wanted:
-                unchecked.append(row)
+            if chunk.filter_mask or chunk.size != wanted or chunk.byte_offset + wanted > nbytes:
+                unfit.append(row)
             self._place[row] = chunk.byte_offset
 
         try:
             dataset.id.chunk_iter(note)
         except (OSError, RuntimeError) as error:
             raise ShardError(f"{path}: the chunks of field {name!r} cannot be found ({error})") from error
-        if unchecked:
-            raise ShardError(f"{path}: field {name!r} of row {unchecked[0]} is stored without its checksum")
+        if unfit:
+            raise ShardError(
+                f"{path}: field {name!r} of row {unfit[0]} is stored without its checksum or not in the file"
+            )
 
     def read(self, content: NDArray[np.uint8], rows: Sequence[int], slots: Sequence[int], out: NDArray[Any]) -> None:
         places, nbytes, verified = out.reshape(len(out), -1).view(np.uint8), self._nbytes, self._verified
