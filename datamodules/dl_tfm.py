@@ -3,7 +3,8 @@
 One sample is one field: the displacement of the substrate without noise, the traction that made it, the cell's interior
 and the substrate's numbers. Simulated twin: `mechanolab data simulate dl_tfm`, 104 x 104 px of 1.925 um, grouped by
 simulated cell (the 16 rotations of one cell stay together). The authors' .mat folders, pyTFM arrays and PIV tables:
-`mechanolab data convert dl_tfm`; real measurements have no traction, theirs is NaN.
+`mechanolab data convert dl_tfm`; real measurements have no traction, theirs is NaN. The user's own files, of any size,
+are predicted on without conversion (`converters.own_fields`).
 
 Noise is added when a sample is used: anew in every epoch of training, always the same in validation and test. Batch
 order, noise and symmetries are functions of (seed, epoch, index). Yields `batches.TractionBatch`.
@@ -26,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.augmentation.displacement_noise import DisplacementNoise
 from datamodules.augmentation.grid_symmetries import GridSymmetry
 from datamodules.batches import Sample, TractionBatch
+from datamodules.converters import own_fields
 from datamodules.shards.reader import ShardDataset
 from datamodules.shards.stacking import stack
 from datamodules.shards.stored_splits import StoredSplits, loader
@@ -33,6 +35,8 @@ from physics.half_space import displacement_from_traction
 
 SCALARS = ("youngs_modulus_pa", "poisson_ratio", "pixel_size_um")
 MEASURED = ("displacement_um", "cell_mask", *SCALARS)
+LARGE_PX = 256
+"""Side from which own fields are predicted on one by one."""
 _MAGNITUDES = 0x6D61676E
 """Keeps the draws of noise magnitudes apart from others that start from the same seed."""
 
@@ -49,7 +53,8 @@ class TractionData(LightningDataModule):
         memory_gib: splits of at most this size are held in memory, all others are read as they are needed.
         seed: order of the batches, noise and symmetries are functions of (seed, epoch, index).
         noise_px: magnitude of the white noise vector in validation, test and prediction, in pixels of the field's grid;
-            each component has the standard deviation noise / sqrt(2) (the paper's convention).
+            each component has the standard deviation noise / sqrt(2) (the paper's convention). The user's own files
+            get none.
         train_noise_px: smallest and largest magnitude of the white noise in training, drawn log-uniformly for each
             sample; null trains without noise.
         noise_free_share: share of training samples that get no noise of any kind.
@@ -73,6 +78,8 @@ class TractionData(LightningDataModule):
         {"batch_size": 1, "num_workers": 0, "dataset": "twin", "split": "default", "memory_gib": 0.0}
     )
     """What a smoke run on a simulated fixture sets."""
+    input_suffixes = own_fields.SUFFIXES
+    """What `predict_on` reads."""
 
     def __init__(
         self,
@@ -118,34 +125,58 @@ class TractionData(LightningDataModule):
         self._symmetries = symmetries
         self._operator = _operator(centre_element, reach, transfer_function)
         self._predict_split = "test"
+        self._own: _OwnFields | None = None
 
     @property
     def data_folder(self) -> Path | None:
-        """The folder of the data set in use, of a remote one its mirror."""
-        return self.splits.local_folder
+        """The folder of the data set in use, of a remote one its mirror; None where the user's own fields are."""
+        return self.splits.local_folder if self._own is None else None
 
     @property
     def irreducible_error(self) -> dict[str, Any] | None:
         """What an oracle reaches on this data set, where its simulator knows it."""
-        return self.splits.manifest.provenance.get("irreducible_error")
+        return self.splits.manifest.provenance.get("irreducible_error") if self._own is None else None
 
     def has_split(self, name: str) -> bool:
         """Whether the split scheme in use puts any sample into `name` (train, val or test)."""
         return self.splits.has(name)
 
+    def predict_on(
+        self, *, split: str = "test", files: Sequence[Path] | None = None, pixel_size_um: float | None = None
+    ) -> None:
+        """Choose what `predict_dataloader` yields: a split of the data set, or the displacement fields in `files`.
+
+        Files are read as `converters.own_fields` says, the substrate and the scale from the conditions.json beside
+        them; `pixel_size_um`, the distance between the points of the fields, takes the place of its entry. Nothing is
+        added to the fields and nothing made anew. All are read here, so that a bad one is told before anything is
+        predicted: FileNotFoundError or ValueError with its name.
+        """
+        if files is None:
+            if pixel_size_um is not None:
+                raise ValueError("pixel_size_um needs files: a data set knows its own pixel size")
+            if split not in ("train", "val", "test"):
+                raise ValueError(f"split must be 'train', 'val' or 'test', got {split!r}")
+            self._predict_split, self._own = split, None
+        else:
+            self._own = _OwnFields(own_fields.read_own_fields(files, pixel_size_um=pixel_size_um))
+
     def prepare_data(self) -> None:
         """Check that the data set exists; FileNotFoundError says how to make it."""
-        self.splits.require()
+        if self._own is None:
+            self.splits.require()
 
     def setup(self, stage: str) -> None:
         """Open the splits that `stage` (fit, validate, test, predict) needs; ValueError where they do not fit."""
         wanted = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"], "predict": [self._predict_split]}
+        if stage == "predict" and self._own is not None:
+            return
         for split in wanted[stage]:
             self._open(split)
 
     def train_dataloader(self) -> DataLoader[TractionBatch]:
         """Shuffled batches with fresh noise, resumable in the middle of an epoch."""
-        return self._loader(_Fields(self._open("train"), self._train_noise, self._symmetries, self.seed, None), True)
+        source = self._open("train")
+        return self._loader(_Fields(source, self._train_noise, self._symmetries, self.seed, None, fresh=True), True)
 
     def val_dataloader(self) -> DataLoader[TractionBatch]:
         """Batches of the validation split, in its stored order, with the same noise every time."""
@@ -156,8 +187,14 @@ class TractionData(LightningDataModule):
         return self._loader(self._measured("test"), False)
 
     def predict_dataloader(self) -> DataLoader[TractionBatch]:
-        """Batches of the split that `predict_on` chose; the test split where it was not called."""
-        return self._loader(self._measured(self._predict_split), False)
+        """Batches of what `predict_on` chose, in its order; the test split where it was not called.
+
+        Own fields that differ in size, or are large, come one by one.
+        """
+        if self._own is None:
+            return self._loader(self._measured(self._predict_split), False)
+        fields = _Fields(self._own, NoiseRange.constant(0.0), False, self.seed, None)
+        return self._loader(fields, False, batch_size=self.batch_size if self._own.alike_and_small else 1)
 
     def _measured(self, split: str) -> _Fields:
         return _Fields(self._open(split), self._test_noise, False, self.seed, self._operator)
@@ -171,10 +208,10 @@ class TractionData(LightningDataModule):
             raise ValueError(f"{self.splits.folder} holds displacements without tractions: it cannot be trained on")
         return self.splits.open(split, [*MEASURED, *(["traction_pa"] if "traction_pa" in known else [])])
 
-    def _loader(self, dataset: _Fields, training: bool) -> DataLoader[TractionBatch]:
+    def _loader(self, dataset: _Fields, training: bool, *, batch_size: int | None = None) -> DataLoader[TractionBatch]:
         return loader(
             dataset,
-            batch_size=self.batch_size,
+            batch_size=batch_size or self.batch_size,
             num_workers=self.num_workers,
             seed=self.seed,
             training=training,
@@ -247,17 +284,20 @@ class _Fields(Dataset[Sample]):
 
     def __init__(
         self,
-        source: ShardDataset,
+        source: ShardDataset | _OwnFields,
         noise: NoiseRange,
         symmetries: bool,
         seed: int,
         operator: dict[str, Any] | None,
+        *,
+        fresh: bool = False,
     ) -> None:
         self.source = source
         self.noise = noise
         self.symmetries = symmetries
         self.seed = seed
         self.operator = operator
+        self.fresh = fresh
 
     def __len__(self) -> int:
         return len(self.source)
@@ -277,7 +317,8 @@ class _Fields(Dataset[Sample]):
         fields["displacement_px"] = displacement_um / np.float32(fields["pixel_size_um"])
         fields["cell_mask"] = fields["cell_mask"][0]
         fields.setdefault("traction_pa", np.full_like(displacement_um, np.nan))
-        draw = {"seed": self.seed, "epoch": epoch, "index": index}
+        # Lightning counts the epochs of validation, too, while it fits
+        draw = {"seed": self.seed, "epoch": epoch if self.fresh else 0, "index": index}
         if self.symmetries:
             symmetry = GridSymmetry.draw(**draw)
             for name in ("displacement_px", "traction_pa"):
@@ -287,6 +328,25 @@ class _Fields(Dataset[Sample]):
         if noise is not None:
             fields["displacement_px"] = fields["displacement_px"] + noise
         return sample._replace(fields=fields)
+
+
+class _OwnFields(Dataset[Sample]):
+    """The user's own fields, in memory."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.samples = samples
+
+    @property
+    def alike_and_small(self) -> bool:
+        """Whether they fit into batches."""
+        shapes = {sample.fields["displacement_um"].shape for sample in self.samples}
+        return len(shapes) == 1 and max(shapes.pop()) <= LARGE_PX
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
+        return [self.samples[index] for index in indices]
 
 
 def _operator(

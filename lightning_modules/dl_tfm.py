@@ -8,7 +8,8 @@ four regularisations, with and without cutoff). Peers: the U-Net of Kratz et al.
 
 All take displacement (batch, 2, y, x) in pixels of the field's own grid and Young's modulus (batch,) in Pa, and return
 traction (batch, 2, y, x) in Pa. No pixel size enters: with lengths in pixels the displacement depends on traction / E
-alone. The published network's units are stress on a substrate of E0 = 10 on a grid of 104: T = net(u) E/10 S/104.
+alone. The published network's units are stress on a substrate of E0 = 10 on a grid of 104: T = net(u) E/10 S/104, S
+the side of the grid that it was trained on. Fields of any size are predicted on, large ones in tiles (`tiling`).
 
 `centre_element`, `reach` and `transfer_function` say what operator of `physics.half_space` made the displacement: every
 module's forward residual uses it, the unrolled network and the sparse solver work with it.
@@ -34,14 +35,16 @@ from torch import Tensor, nn
 from datamodules.batches import TractionBatch
 from lightning_modules.figures.dl_tfm import traction_panel
 from lightning_modules.losses.tensor_clipping import clip_each_tensor_
-from lightning_modules.losses.traction import published_units, relative_error, summed_squared_error
+from lightning_modules.losses.traction import grid_side_px, published_units, relative_error, summed_squared_error
 from lightning_modules.losses.weight_decay import decay_weights_only
 from lightning_modules.metrics.epoch_means import log_step, reset_training_metrics
 from lightning_modules.metrics.traction_scores import forward_residual, log_scores, summary, traction_metrics
+from lightning_modules.networks.elastic_operator import ElasticOperator
 from lightning_modules.networks.kratz_unet import KratzUNet
 from lightning_modules.networks.planar_unet import PlanarUNet
+from lightning_modules.networks.tiling import on_any_size
 from lightning_modules.networks.traction_inversions import FourierInversion, SparseInversion, kernel_of
-from lightning_modules.networks.traction_unet import TractionUNet3d
+from lightning_modules.networks.traction_unet import SIZE_STEP_PX, TractionUNet3d
 from lightning_modules.networks.unrolled_traction_net import UnrolledTractionNet
 from physics.traction_cytometry import cutoff_filter
 
@@ -131,7 +134,6 @@ class PublishedNetwork(LightningModule):
         cutoff_percentile: vectors shorter than this percentile of |T| outside the cell become 0; null keeps all.
         frame_border_px: rows and columns along the frame that do not count as outside for the cutoff.
         centre_element, reach, transfer_function: operator of the measurement, for the forward residual.
-
     """
 
     training_free: bool = False
@@ -167,18 +169,22 @@ class PublishedNetwork(LightningModule):
         self.save_hyperparameters()
         _set_up(self)
         self.network = networks[network]()
+        self.register_buffer("trained_grid_px", torch.zeros(()))
 
     training_step, validation_step, test_step = _training_step, _validation_step, _test_step
     predict_step, figures = _predict_step, _figures
 
     def forward(self, displacement_px: Tensor, youngs_modulus_pa: Tensor) -> Tensor:
         """Displacement (batch, 2, y, x) in px and modulus (batch,) in Pa -> traction (batch, 2, y, x) in Pa."""
-        return self.network(displacement_px).float() / published_units(displacement_px, youngs_modulus_pa)
+        stress = on_any_size(self.network, displacement_px, step_px=SIZE_STEP_PX, tiles=not self.training).float()
+        return stress / published_units(displacement_px, youngs_modulus_pa, self.trained_grid_px)
 
     def loss_and_traction(self, batch: TractionBatch) -> tuple[Tensor, Tensor]:
         """Summed squared error () in the network's units, and the traction in Pa."""
+        if self.training:
+            self.trained_grid_px.fill_(grid_side_px(batch.displacement_px))
         traction_pa = self(batch.displacement_px, batch.youngs_modulus_pa)
-        units = published_units(batch.displacement_px, batch.youngs_modulus_pa)
+        units = published_units(batch.displacement_px, batch.youngs_modulus_pa, self.trained_grid_px)
         return summed_squared_error(traction_pa * units, batch.traction_pa * units), traction_pa
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -207,13 +213,13 @@ class PhysicsInformedNetwork(LightningModule):
         width: channels of each U-Net at full resolution.
         depth: halvings of each U-Net.
         poisson_ratio: of the substrates that it is for.
+        vary_operator: train on measurements by operators drawn by chance, each told to the network.
         step_weight: weight of the loss of each earlier estimate against the last one's.
         learning_rate: largest step size of AdamW.
         weight_decay: of AdamW, on weights, not on biases.
         warm_up_share: share of the steps in which the step size rises; it falls to 0 along a cosine afterwards.
         cutoff_percentile, frame_border_px: as for `PublishedNetwork`.
         centre_element, reach, transfer_function: the operator; they may be changed for a trained network.
-
     """
 
     training_free: bool = False
@@ -226,6 +232,7 @@ class PhysicsInformedNetwork(LightningModule):
         width: int,
         depth: int,
         poisson_ratio: float,
+        vary_operator: bool,
         step_weight: float,
         learning_rate: float,
         weight_decay: float,
@@ -244,40 +251,35 @@ class PhysicsInformedNetwork(LightningModule):
             raise ValueError(f"warm_up_share must lie in (0, 1), got {warm_up_share}")
         self.save_hyperparameters()
         _set_up(self)
-        self.network: nn.Module = (
-            PlanarUNet(width=width, depth=depth)
-            if steps is None
-            else UnrolledTractionNet(
-                steps=steps,
-                width=width,
-                depth=depth,
-                poisson_ratio=poisson_ratio,
-                centre_element=centre_element,
-                reach=reach,
-                transfer_function=transfer_function,
-            )
-        )
+        shape = {"width": width, "depth": depth}
+        self.network = PlanarUNet(**shape) if steps is None else UnrolledTractionNet(steps=steps, **shape)
 
     training_step, validation_step, test_step = _training_step, _validation_step, _test_step
     predict_step, figures = _predict_step, _figures
 
     def forward(self, displacement_px: Tensor, youngs_modulus_pa: Tensor) -> Tensor:
         """Displacement (batch, 2, y, x) in px and modulus (batch,) in Pa -> traction (batch, 2, y, x) in Pa."""
-        return self._estimates(displacement_px)[-1] * youngs_modulus_pa[:, None, None, None]
+        return self._estimates(displacement_px, self.operator)[-1] * youngs_modulus_pa[:, None, None, None]
 
     def loss_and_traction(self, batch: TractionBatch) -> tuple[Tensor, Tensor]:
         """Relative error () of the estimates over the whole frame, and the last one in Pa."""
         modulus_pa = batch.youngs_modulus_pa[:, None, None, None]
-        *earlier, last = self._estimates(batch.displacement_px)
         target = batch.traction_pa / modulus_pa
-        loss = relative_error(last, target)
-        for estimate in earlier:
-            loss = loss + self.hparams["step_weight"] * relative_error(estimate, target)
-        return loss, last * modulus_pa
+        known = self.operator
+        operator = known.drawn() if self.training and self.hparams["vary_operator"] else known
+        displacement_px = known.measured_by(operator, batch.displacement_px, target)
+        *earlier, last = self._estimates(displacement_px, operator)
+        loss = sum((self.hparams["step_weight"] * relative_error(x, target) for x in earlier), torch.zeros(()))
+        return loss.to(last.device) + relative_error(last, target), last * modulus_pa
 
-    def _estimates(self, displacement_px: Tensor) -> list[Tensor]:
+    @property
+    def operator(self) -> ElasticOperator:
+        """What is known of the measurement."""
+        return ElasticOperator(self.hparams["poisson_ratio"], **_operator(self))
+
+    def _estimates(self, displacement_px: Tensor, operator: ElasticOperator) -> list[Tensor]:
         if isinstance(self.network, UnrolledTractionNet):
-            return self.network.estimates(displacement_px)
+            return self.network.estimates(displacement_px, operator)
         return [self.network(displacement_px).float()]
 
     def configure_optimizers(self) -> dict[str, Any]:
@@ -304,7 +306,6 @@ class FourierTractionCytometry(LightningModule):
         choice: "evidence", "gcv" or "l_curve"; null where `regularization` is given.
         cutoff_percentile, frame_border_px: as for `PublishedNetwork`.
         centre_element, reach, transfer_function: operator of the measurement; the inversion uses the last one only.
-
     """
 
     training_free: bool = True
@@ -337,7 +338,6 @@ class SparseTraction(LightningModule):
         iterations: of the solver.
         cutoff_percentile, frame_border_px: as for `PublishedNetwork`.
         centre_element, reach, transfer_function: the operator.
-
     """
 
     training_free: bool = True

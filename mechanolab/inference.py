@@ -116,7 +116,9 @@ def _input_files(inputs: Sequence[Path], suffixes: tuple[str, ...] | None) -> li
     files: list[Path] = []
     for path in inputs:
         if path.is_dir():
-            files += sorted(p for p in path.rglob("*") if p.name.lower().endswith(wanted) and p.is_file())
+            found = (p for p in path.rglob("*") if p.name.lower().endswith(wanted) and p.is_file())
+            # hidden files are what some systems add to archives
+            files += sorted(p for p in found if not p.name.startswith("."))
         elif path.is_file():
             if suffixes is not None and not path.name.lower().endswith(wanted):
                 raise RequestError(f"--input {path} is of a kind that cannot be read; it must be one of {listed}")

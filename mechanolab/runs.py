@@ -29,7 +29,7 @@ from typing import Any
 
 import yaml
 
-from mechanolab.config import RequestError, checkout, runs_root
+from mechanolab.config import RequestError, checkout, flatten, runs_root
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 STATES = ("running", "finished", "failed", "preempted", "pruned")
@@ -219,8 +219,20 @@ def read_run(folder: Path) -> Run:
         status=status,
         summary=summary,
         history=history,
-        irreducible_error=(facts.get("data") or {}).get("irreducible_error"),
+        irreducible_error=_possible(facts, config),
     )
+
+
+def _possible(facts: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The best possible score of a run's data, where it holds for the run's configuration.
+
+    A simulator that knows it for one setting only says so: `match` maps dotted keys to the values it holds for.
+    """
+    known: dict[str, Any] | None = (facts.get("data") or {}).get("irreducible_error")
+    flat = flatten(config)
+    if known and all(flat.get(key) == value for key, value in known.get("match", {}).items()):
+        return known
+    return None
 
 
 def ranking_metric(config: Mapping[str, Any], status: Mapping[str, Any]) -> str:

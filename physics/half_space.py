@@ -294,7 +294,8 @@ def check_choices(field: Tensor, boundary: str, centre_element: str, reach: str)
             raise ValueError(f"{name} 'published' belongs to boundary 'open', got boundary 'periodic'")
     height, width = field.shape[-2:]
     if reach == "published" and (height != width or height % 2):
-        raise ValueError(f"reach 'published' needs a square field of even size, got (y, x) = ({height}, {width})")
+        size = f"(y, x) = ({height}, {width})"
+        raise ValueError(f"reach 'published' needs a square field of even size, got {size}: give reach 'full'")
 
 
 def kernel_shape(transfer_function: Tensor | None) -> tuple[int, int]:

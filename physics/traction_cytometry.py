@@ -225,7 +225,10 @@ def cutoff_filter(
     background = background & inner
     count = background.flatten(-2).sum(-1, keepdim=True)  # (..., 1)
     if not bool((count > 0).all()):
-        raise ValueError("cell_mask must leave background outside the cell and the frame's border in every field")
+        raise ValueError(
+            "cell_mask must leave background outside the cell and the frame's border in every field: give the cell's "
+            "outline, or apply no cutoff"
+        )
     magnitude = torch.linalg.vector_norm(traction_pa, dim=-3)
     ordered = magnitude.detach().masked_fill(~background, torch.inf).flatten(-2).sort(-1).values
     position = (count - 1).double() * (percentile / 100)

@@ -31,15 +31,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from datamodules.batches import Sample
-from datamodules.converters.cell_polygons import interior
-from datamodules.converters.displacement_tables import read_table
 from datamodules.converters.field_archives import Entry, find_entries, in_order, regrouped
-from datamodules.converters.field_pairs import check_pair
 from datamodules.converters.gel_conditions import Conditions, read_conditions
-from datamodules.converters.stored_arrays import read_arrays, read_npy
+from datamodules.converters.measured_fields import NEEDED, MeasuredField, read_field, sample_values
+from datamodules.converters.stored_arrays import read_arrays
 
 FIELDS: dict[str, dict[str, str]] = {
     "displacement_um": {"axes": "cyx", "unit": "um"},
@@ -58,16 +55,6 @@ TEST_ONLY: dict[str, dict[str, Any]] = {"default": {"unit": "group", "test": 1.0
 """Where there is nothing to train on: no tractions, or fewer cells than splits."""
 OUTLINE_CORNERS = 360
 """Room for corners, as many as the authors' simulated outlines have; more where an outline has more."""
-OUTSIDE_SHARE = 0.1
-MUCH_LESS = 0.25
-"""More than this share of the traction outside the outline, and that much less outside the swapped one: swapped axes.
-The stored cells have none outside, 31 % or more when swapped."""
-
-_NEEDED = {
-    "arrays": ("pixel_size_um",),
-    "components": ("pixel_size_um", "image_pixel_size_um"),
-    "tables": ("image_pixel_size_um",),
-}
 
 
 class _Archive(NamedTuple):
@@ -75,18 +62,6 @@ class _Archive(NamedTuple):
     entries: list[Entry]
     conditions: Conditions
     pairs: bool
-
-
-class _Read(NamedTuple):
-    """One field in float64."""
-
-    displacement_px: NDArray[np.float64]
-    """(2, y, x) in pixels of the field."""
-    traction: NDArray[np.float64] | None
-    """(2, y, x) in Pa for the stored modulus."""
-    outline_px: NDArray[np.float64]
-    """(corners, 2), counted from 0; no corners where there is no outline."""
-    pixel_size_um: float
 
 
 def convert(source: Path) -> Iterator[Sample]:
@@ -132,7 +107,7 @@ def provenance(source: Path) -> dict[str, Any]:
 
 def _archive(source: Path) -> _Archive:
     layout, entries = find_entries(source)
-    conditions = read_conditions(source, needed=_NEEDED[layout])
+    conditions = read_conditions(source, needed=NEEDED[layout])
     with_traction = [entry for entry in entries if {"trac", "tx"} & entry.files.keys()]
     if with_traction and len(with_traction) < len(entries):
         alone = next(entry for entry in entries if entry not in with_traction)
@@ -151,148 +126,21 @@ def _archive(source: Path) -> _Archive:
 def _samples(archive: _Archive) -> Iterator[Sample]:
     conditions = archive.conditions
     room = max([OUTLINE_CORNERS, *map(_corners, archive.entries)]) if archive.layout == "arrays" else OUTLINE_CORNERS
-    shape: tuple[int, ...] | None = None
+    first: MeasuredField | None = None
     for entry in archive.entries:
-        found = _read(archive.layout, entry, conditions)
-        shape = shape or found.displacement_px.shape
-        if found.displacement_px.shape != shape:
+        found = read_field(archive.layout, entry, conditions)
+        first = first or found
+        if found.displacement_px.shape != first.displacement_px.shape:
             raise ValueError(
-                f"{entry.where} is a field of {_size(found.displacement_px.shape)}, but {archive.entries[0].where} is "
-                f"one of {_size(shape)}: convert each size from a folder of its own"
+                f"{entry.where} is a field of {found.size}, but {archive.entries[0].where} is one of {first.size}: "
+                "convert each size from a folder of its own"
             )
-        if found.traction is not None:
-            check_pair(
-                entry.where,
-                found.displacement_px,
-                found.traction,
-                modulus_pa=conditions.stored_modulus_pa,
-                poisson_ratio=conditions.poisson_ratio,
-                periodic=archive.layout == "components",
-            )
-        yield Sample(entry.sample_id, entry.group, _fields(entry, found, conditions, room))
-
-
-def _fields(entry: Entry, found: _Read, conditions: Conditions, room: int) -> dict[str, np.ndarray]:
-    corners = found.outline_px
-    shape = (found.displacement_px.shape[1], found.displacement_px.shape[2])
-    mask = interior(corners, shape) if len(corners) else np.ones(shape, bool)
-    if not mask.any():
-        raise ValueError(f"{entry.where}: the outline encloses no pixel: correct brdx and brdy")
-    if len(corners) and found.traction is not None:
-        _check_outline_axes(entry, mask, found.traction)
-    outline = np.zeros((room, 2), np.float32)
-    outline[: len(corners)] = corners
-    values: dict[str, np.ndarray] = {
-        "displacement_um": (found.displacement_px * found.pixel_size_um).astype(np.float32)
-    }
-    if found.traction is not None:
-        scale = conditions.youngs_modulus_pa / conditions.stored_modulus_pa
-        values["traction_pa"] = (found.traction * scale).astype(np.float32)
-    return values | {
-        "cell_mask": mask[None].astype(np.uint8),
-        "outline_px": outline,
-        "outline_px_length": np.array(len(corners), np.int32),
-        "youngs_modulus_pa": np.array(conditions.youngs_modulus_pa, np.float64),
-        "poisson_ratio": np.array(conditions.poisson_ratio, np.float64),
-        "pixel_size_um": np.array(found.pixel_size_um, np.float64),
-    }
-
-
-def _check_outline_axes(entry: Entry, mask: NDArray[np.bool_], traction: NDArray[np.float64]) -> None:
-    """Only square fields have an outline, so that the swapped one encloses the transposed mask."""
-    strength = np.hypot(*traction)
-    total = strength.sum()
-    outside, outside_swapped = strength[~mask].sum(), strength[~mask.T].sum()
-    if outside > OUTSIDE_SHARE * total and outside_swapped < MUCH_LESS * outside:
-        raise ValueError(
-            f"{entry.where}: {outside / total:.0%} of the traction lies outside the outline, but "
-            f"{outside_swapped / total:.0%} when brdx and brdy are swapped: brdx must belong to array axis 0, swap them"
-        )
-
-
-def _read(layout: str, entry: Entry, conditions: Conditions) -> _Read:
-    if layout == "arrays":
-        return _read_stored(entry, conditions)
-    if layout == "components":
-        return _read_components(entry, conditions)
-    grid = read_table(entry.files["table"])
-    assert conditions.image_pixel_size_um is not None
-    pixel_size = grid.spacing_px * conditions.image_pixel_size_um
-    said = conditions.pixel_size_um
-    if said is not None and abs(said - pixel_size) > 0.01 * pixel_size:
-        raise ValueError(
-            f"{entry.where}: its vectors are {grid.spacing_px:g} camera pixels apart, {pixel_size:.4g} um, but "
-            f"conditions.json says pixel_size_um {said:g}: remove that entry or correct image_pixel_size_um"
-        )
-    return _Read(grid.displacement_px / grid.spacing_px, None, np.empty((0, 2)), pixel_size)
-
-
-def _read_stored(entry: Entry, conditions: Conditions) -> _Read:
-    """Fields and outline in the authors' convention."""
-    assert conditions.pixel_size_um is not None
-    stored = {name: read_arrays(path, (name, "brdx", "brdy")) for name, path in entry.files.items()}
-    turned: dict[str, NDArray[np.float64]] = {}
-    for name, path in entry.files.items():
-        if name not in stored[name]:
-            raise ValueError(f"{path} holds no {name}: add it or take the file out")
-        array = stored[name][name]
-        if array.ndim != 3 or array.shape[2] != 2 or array.shape[0] != array.shape[1] or len(array) < 2:
-            raise ValueError(f"{name} in {path} is {array.shape}, it must be (S, S, 2) with x first: save it like that")
-        turned[name] = np.ascontiguousarray(array.transpose(2, 1, 0))
-    if "trac" in turned and turned["trac"].shape != turned["dspl"].shape:
-        raise ValueError(
-            f"{entry.where}: dspl is a field of {_size(turned['dspl'].shape)} but trac one of "
-            f"{_size(turned['trac'].shape)}: they are no pair, replace one"
-        )
-    outlines = [_outline(entry.files[name], arrays, len(stored["dspl"]["dspl"])) for name, arrays in stored.items()]
-    known = [outline for outline in outlines if len(outline)]
-    if len(known) == 2 and not (known[0].shape == known[1].shape and np.allclose(known[0], known[1], atol=1e-6)):
-        raise ValueError(f"{entry.where}: their outlines differ: they show different cells, replace one")
-    return _Read(turned["dspl"], turned.get("trac"), known[0] if known else outlines[0], conditions.pixel_size_um)
-
-
-def _outline(path: Path, arrays: dict[str, NDArray[np.float64]], size_px: int) -> NDArray[np.float64]:
-    """Corners (n, 2) counted from 0; none where the file holds no outline."""
-    lone = {"brdx", "brdy"} & arrays.keys()
-    if not lone:
-        return np.empty((0, 2))
-    if len(lone) == 1:
-        raise ValueError(f"{path} holds {lone.pop()} alone: an outline needs brdx and brdy, add the other")
-    x, y = arrays["brdx"].ravel(), arrays["brdy"].ravel()
-    if len(x) != len(y) or len(x) < 3:
-        raise ValueError(
-            f"{path}: brdx has {len(x)} corners and brdy {len(y)}: as many are needed, 3 or more; mend them"
-        )
-    low, high = min(x.min(), y.min()), max(x.max(), y.max())
-    if low < 0.5 or high > size_px + 0.5:
-        raise ValueError(
-            f"{path}: the outline runs from {low:g} to {high:g}, outside the field of {size_px} pixels counted from 1: "
-            "give brdx and brdy in pixels of the field"
-        )
-    return np.stack([x, y], axis=1) - 1.0
+        values = sample_values(entry, found, conditions, periodic=archive.layout == "components")
+        outline = np.zeros((room, 2), np.float32)
+        outline[: len(found.outline_px)] = found.outline_px
+        values |= {"outline_px": outline, "outline_px_length": np.array(len(found.outline_px), np.int32)}
+        yield Sample(entry.sample_id, entry.group, {name: values[name] for name in FIELDS if name in values})
 
 
 def _corners(entry: Entry) -> int:
     return max(read_arrays(path, ("brdx",)).get("brdx", np.empty(0)).size for path in entry.files.values())
-
-
-def _read_components(entry: Entry, conditions: Conditions) -> _Read:
-    assert conditions.pixel_size_um is not None
-    assert conditions.image_pixel_size_um is not None
-    arrays = {
-        name: read_npy(path) if path.suffix.lower() == ".npy" else read_arrays(path, (name,))[name]
-        for name, path in entry.files.items()
-    }
-    for name, array in arrays.items():
-        if array.ndim != 2 or array.shape != arrays["u"].shape or min(array.shape) < 2:
-            raise ValueError(
-                f"{name} in {entry.files[name]} is {array.shape}, u is {arrays['u'].shape}: all must be the same "
-                "(y, x), save one frame a file"
-            )
-    traction = np.stack([arrays["tx"], arrays["ty"]]) if "tx" in arrays else None
-    scale = conditions.image_pixel_size_um / conditions.pixel_size_um
-    return _Read(np.stack([arrays["u"], arrays["v"]]) * scale, traction, np.empty((0, 2)), conditions.pixel_size_um)
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return f"{shape[2]} x {shape[1]} px"

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from datamodules.converters import displacement_tables
 from datamodules.converters.stored_arrays import SUFFIXES, array_names
 
-_COMPONENT = re.compile(r"(?:(?P<frame>.*[\d_-]))?(?P<name>tx|ty|u|v)", re.IGNORECASE)
+COMPONENT = re.compile(r"(?:(?P<frame>.*[\d_-]))?(?P<name>tx|ty|u|v)", re.IGNORECASE)
 _CELL = re.compile(r".*?\d+")
 
 
@@ -91,6 +91,25 @@ def in_order(entries: list[Entry]) -> list[Entry]:
     return sorted(entries, key=lambda entry: (_natural(entry.group), entry.group, _natural(entry.sample_id)))
 
 
+def component_files(folder: Path) -> dict[str, dict[str, Path]]:
+    """Return frame -> component (u, v, tx, ty) -> .npy file of a folder."""
+    frames: dict[str, dict[str, Path]] = {}
+    for path in _files(folder):
+        match = COMPONENT.fullmatch(path.stem)
+        if path.suffix.lower() == ".npy" and match:
+            frames.setdefault((match["frame"] or "").strip("_-"), {})[match["name"].lower()] = path
+    return frames
+
+
+def require_partners(components: dict[str, Path]) -> None:
+    """Raise ValueError where one of u and v is missing, or one of tx and ty."""
+    missing = [name for name in ("u", "v") if name not in components]
+    missing += [name for name in ("tx", "ty") if name not in components and {"tx", "ty"} & components.keys()]
+    if missing:
+        first = next(iter(components.values()))
+        raise ValueError(f"{first} lacks its partner {missing[0]}: add it or take the file out")
+
+
 def _files(folder: Path) -> list[Path]:
     """All but hidden files, which some systems add to archives."""
     return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
@@ -147,19 +166,12 @@ def _array_files(folder: Path) -> dict[str, Path]:
 
 
 def _components(folder: Path) -> list[Entry]:
-    frames: dict[str, dict[str, Path]] = {}
+    frames: dict[str, dict[str, Path]] = component_files(folder)
     for path in _files(folder):
-        match = _COMPONENT.fullmatch(path.stem)
-        if path.suffix.lower() == ".npy" and match:
-            frames.setdefault((match["frame"] or "").strip("_-"), {})[match["name"].lower()] = path
-        elif path.suffix.lower() == ".npz" and {"u", "v"} <= (names := array_names(path)):
+        if path.suffix.lower() == ".npz" and {"u", "v"} <= (names := array_names(path)):
             frames[path.stem] = dict.fromkeys([name for name in ("u", "v", "tx", "ty") if name in names], path)
     for found in frames.values():
-        missing = [name for name in ("u", "v") if name not in found]
-        missing += [name for name in ("tx", "ty") if name not in found and {"tx", "ty"} & found.keys()]
-        if missing:
-            first = next(iter(found.values()))
-            raise ValueError(f"{first} lacks its partner {missing[0]}: add it or take the file out")
+        require_partners(found)
     name = folder.resolve().name
     return [Entry(f"{name}_{frame}" if frame else name, name, files) for frame, files in frames.items()]
 

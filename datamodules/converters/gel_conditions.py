@@ -7,7 +7,10 @@ They are read from `conditions.json` in the source folder, an object with
 - `image_pixel_size_um`: side of a camera pixel in um, where displacements are counted in those;
 - `traction_modulus_pa` (optional): Young's modulus for which the tractions are stored, where it is not that of the
   substrate; they are multiplied by youngs_modulus_pa / traction_modulus_pa. Wang & Lin's training data: 10;
-- `files_per_cell` (optional): how many files in a row show the same cell, where their names do not tell.
+- `files_per_cell` (optional): how many files in a row show the same cell, where their names do not tell;
+- `axes`, `displacement_unit`: of a displacement stored as one array without a name that tells (`.npy`): "cyx" is
+  (2, y, x), "yxc" (y, x, 2) and "xyc" (x, y, 2), components (x, y) in all of them; "px" counts pixels of the field,
+  "image_px" those of the camera, "um" micrometres.
 """
 
 from __future__ import annotations
@@ -20,18 +23,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 NAME = "conditions.json"
-_EXAMPLE = {
+_EXAMPLE: dict[str, Any] = {
     "youngs_modulus_pa": 10670,
     "poisson_ratio": 0.45,
     "pixel_size_um": 1.925,
     "image_pixel_size_um": 0.275,
+    "axes": "cyx",
+    "displacement_unit": "px",
 }
 """Wang & Lin, bioRxiv 2020.05.20.107128: 104 points of 7 camera pixels each."""
 _ACCEPTED = (*_EXAMPLE, "traction_modulus_pa", "files_per_cell")
+_CHOICES = {"axes": ("cyx", "yxc", "xyc"), "displacement_unit": ("px", "image_px", "um")}
 
 
 class Conditions(NamedTuple):
-    """Numbers of `conditions.json`, None where it does not give them."""
+    """What `conditions.json` gives, None where it does not."""
 
     youngs_modulus_pa: float
     poisson_ratio: float
@@ -39,6 +45,8 @@ class Conditions(NamedTuple):
     image_pixel_size_um: float | None = None
     traction_modulus_pa: float | None = None
     files_per_cell: int | None = None
+    axes: str | None = None
+    displacement_unit: str | None = None
 
     @property
     def stored_modulus_pa(self) -> float:
@@ -62,7 +70,7 @@ def read_conditions(source: Path, *, needed: Collection[str]) -> Conditions:
     if not path.is_file():
         example = json.dumps({name: _EXAMPLE[name] for name in names})
         raise FileNotFoundError(
-            f"no {path}: the archive does not say on which substrate and at which scale it was made, so write that "
+            f"no {path}: the files do not say on which substrate and at which scale they were made, so write that "
             f"file with your numbers for {example}"
         )
     try:
@@ -77,6 +85,11 @@ def read_conditions(source: Path, *, needed: Collection[str]) -> Conditions:
     for name, value in stored.items():
         if name not in _ACCEPTED:
             raise ValueError(f"{path} has an unknown entry {name!r}: remove it; accepted are {', '.join(_ACCEPTED)}")
+        if name in _CHOICES:
+            if value not in _CHOICES[name]:
+                accepted = ", ".join(_CHOICES[name])
+                raise ValueError(f"{path}: {name} must be one of {accepted}, got {json.dumps(value)}: correct it")
+            continue
         number = isinstance(value, (int, float)) and not isinstance(value, bool) and np.isfinite(value)
         if not number or value <= 0:
             raise ValueError(f"{path}: {name} must be a positive number, got {json.dumps(value)}: correct it")
@@ -84,5 +97,5 @@ def read_conditions(source: Path, *, needed: Collection[str]) -> Conditions:
             raise ValueError(f"{path}: poisson_ratio must be in (0, 0.5], got {value:g}: correct it")
         if name == "files_per_cell" and value != int(value):
             raise ValueError(f"{path}: files_per_cell must be a whole number, got {value:g}: correct it")
-    values: dict[str, Any] = {n: int(v) if n == "files_per_cell" else float(v) for n, v in stored.items()}
-    return Conditions(**values)
+    types: dict[str, type] = {"files_per_cell": int, **dict.fromkeys(_CHOICES, str)}
+    return Conditions(**{name: types.get(name, float)(value) for name, value in stored.items()})

@@ -50,7 +50,7 @@ def array_names(path: Path) -> set[str]:
 
 
 def read_arrays(path: Path, names: Iterable[str]) -> dict[str, NDArray[np.float64]]:
-    """Return those of the arrays `names` that a .mat or .npz file holds, as float64.
+    """Return those of the arrays `names` that a .mat or .npz file holds, as float64; truth values become 0 and 1.
 
     Raises ValueError, with the file's name, where it is damaged or an array does not hold real numbers, all finite.
     """
@@ -94,7 +94,7 @@ def _from_hdf5(path: Path, names: list[str]) -> dict[str, np.ndarray]:
 
 
 def _numbers(what: str, array: np.ndarray) -> NDArray[np.float64]:
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
         kind = getattr(array, "dtype", type(array).__name__)
         raise ValueError(f"{what} must hold real numbers, it is {kind}: save it as an array of doubles")
     values = array.astype(np.float64)

@@ -187,6 +187,7 @@ def irreducible_error(parameters: Parameters) -> dict[str, Any]:
     return {
         "metric": "traction_nrmse",
         "value": float(np.mean(list(values.values()))),
+        "match": {"data.noise_px": parameters.noise_px},
         "how": f"oracle, no strict bound: least squares with support and directions known, white noise of "
         f"{parameters.noise_px:g} px, mean of {ORACLE_CELLS} fields{each}; 0 without noise",
     }

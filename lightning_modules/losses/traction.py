@@ -28,13 +28,23 @@ def summed_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     return 0.5 * (prediction - target).square().sum(dim=FIELD_DIMS).mean()
 
 
-def published_units(field: Tensor, youngs_modulus_pa: Tensor) -> Tensor:
+def published_units(field: Tensor, youngs_modulus_pa: Tensor, trained_grid_px: Tensor | None = None) -> Tensor:
     """Factor (batch, 1, 1, 1) from Pa to the units of the published network's targets: E0 / E * 104 / S.
 
-    Its training substrate has E0 = 10 in its own units, on a grid of 104; S is the side of `field` (batch, 2, y, x).
+    Its training substrate has E0 = 10 in its own units, on a grid of 104. S is the side of the grid that the network
+    was trained on, () in pixels; without it, or where it is 0, the side of `field` (batch, 2, y, x), as in the authors'
+    software, which has a network for every S. A network has one scale for all fields: with lengths in pixels, traction
+    / E follows from the displacement alone, and a wider frame around a cell changes nothing inside.
     """
-    grid_px = (field.shape[-1] * field.shape[-2]) ** 0.5
+    grid_px = torch.tensor(grid_side_px(field), device=field.device)
+    if trained_grid_px is not None:
+        grid_px = torch.where(trained_grid_px > 0, trained_grid_px, grid_px)
     return (PUBLISHED_MODULUS * PUBLISHED_GRID_PX / grid_px / youngs_modulus_pa)[:, None, None, None]
+
+
+def grid_side_px(field: Tensor) -> float:
+    """Side of a field (..., y, x) in pixels, of one that is not square that of the square of its area."""
+    return float((field.shape[-1] * field.shape[-2]) ** 0.5)
 
 
 def relative_error(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""How well a traction field was recovered: one number per field, and their mean over fields.
+"""How well a traction field was recovered: one number per field, and their mean and spread over fields.
 
 Sources: Wang, Lin, Biophys J 120:3079 (2021) and the authors' main/errorTrac.m, errorDspl.m, calcEnergy.m; for the
 adhesion metrics Huang et al., arXiv 1810.05848 (Sci Rep 2019), used by Kratz, Moellerherm, Kierfeld, Biophys J 122:3489
@@ -277,6 +277,31 @@ class FieldMean(Metric):
     def compute(self) -> Tensor:
         """Mean () over the fields with a value; NaN when there was none."""
         return self.total / self.fields
+
+
+class FieldSd(Metric):
+    """Population standard deviation over all fields seen of a number per field; counts what `FieldMean` counts."""
+
+    is_differentiable = False
+    full_state_update = False
+    sums: Tensor
+
+    def __init__(self, function: Callable[..., Tensor], **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.function = function
+        self.add_state("sums", default=torch.zeros(3), dist_reduce_fx="sum")  # of 1, value, value^2
+
+    def update(self, *fields: Tensor) -> None:
+        """Add a batch: what the function takes."""
+        values = self.function(*fields)
+        finite = all(bool(field.isfinite().all()) for field in fields)
+        counted = values[~(values.isnan() & finite)].to(self.sums.dtype)
+        self.sums = self.sums + torch.stack([counted**power for power in range(3)]).sum(dim=1)
+
+    def compute(self) -> Tensor:
+        """Deviation (); 0 for one field, NaN when none had a value."""
+        mean, squares = self.sums[1:] / self.sums[0]
+        return (squares - mean.square()).clamp(min=0).sqrt()
 
 
 class _Adhesions(NamedTuple):

@@ -2,6 +2,7 @@
 
 Of all stages the loss and the error inside the cell; of the test also, by name after `test/`:
     traction_nrmse          |t - t0| / |t0| inside the outline (the authors' errorTrac)
+    traction_nrmse_sd       its standard deviation over the fields
     traction_nrmse_full     the same over the whole frame          traction_nrmse_squared   its square
     dtma, dma, dtmb, snr    at true adhesions and in the background (`metrics.traction`)
     angle_error_deg         of vectors above 5 % of the largest true one
@@ -59,6 +60,7 @@ def traction_metrics() -> nn.ModuleDict:
     metrics: dict[str, Metric] = {f"{stage}/loss": MeanLoss() for stage in ("train", "val", "test")}
     metrics |= {f"{stage}/traction_nrmse": scores.FieldMean(scores.nrmse) for stage in ("train", "val")}
     metrics |= {f"test/{name}": scores.FieldMean(score) for name, score in (AGAINST_TRUTH | OVER_THE_FRAME).items()}
+    metrics["test/traction_nrmse_sd"] = scores.FieldSd(scores.nrmse)
     metrics["test/strain_energy_error"] = scores.FieldMean(scores.strain_energy_error)
     metrics["test/net_force_share"] = scores.FieldMean(scores.net_force_share)
     metrics["test/outside_share"] = scores.FieldMean(scores.share_outside)
@@ -90,6 +92,7 @@ def log_scores(
         for name in AGAINST_TRUTH if stage == "test" else ("traction_nrmse",):
             log_mean(module, f"{stage}/{name}", prediction, target, mask, batch_size=size)
         if stage == "test":
+            log_mean(module, "test/traction_nrmse_sd", prediction, target, mask, batch_size=size)
             for name in OVER_THE_FRAME:
                 log_mean(module, f"test/{name}", prediction, target, batch_size=size)
             displacement = batch.displacement_px[known]

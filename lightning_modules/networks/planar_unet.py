@@ -12,7 +12,8 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+
+from lightning_modules.networks.tiling import on_any_size
 
 BLOCK_CONVOLUTIONS = 2
 BOTTOM_CONVOLUTIONS = 3
@@ -26,7 +27,7 @@ class PlanarUNet(nn.Module):
         out_channels: channels of the output (#), for a traction its components (x, y).
         width: channels at full resolution (#). 16 at depth 3 has 629,490 parameters.
         depth: halvings (#); sizes that are no multiple of 2**depth are padded with zeros at the far edges, and the
-            output is cropped back.
+            output is cropped back. In evaluation mode, fields above 512 px are computed in tiles (`tiling`).
         scale_equivariant: divide each input by its root mean square and multiply the output by it, so that
             f(a u) = a f(u) for every a > 0 and f(0) = 0: any unit, stiffness or strength of pulling works alike. False
             leaves the amplitude to the network, which can then learn what is noise from how small it is.
@@ -88,8 +89,9 @@ class PlanarUNet(nn.Module):
         return self._traction(displacement / torch.where(rms > 0, rms, 1)) * rms
 
     def _traction(self, displacement: Tensor) -> Tensor:
-        height, width = displacement.shape[2:]
-        features = functional.pad(displacement, (0, -width % self.size_step_px, 0, -height % self.size_step_px))
+        return on_any_size(self._layers, displacement, step_px=self.size_step_px, tiles=not self.training)
+
+    def _layers(self, features: Tensor) -> Tensor:
         skips = []
         for encoder in self.encoders:
             skips.append(encoder(features))
@@ -97,7 +99,7 @@ class PlanarUNet(nn.Module):
         features = self.bottom(features)
         for doubling, decoder in zip(self.doublings, self.decoders, strict=True):
             features = decoder(torch.cat((skips.pop(), doubling(features)), dim=1))
-        return self.last(features)[..., :height, :width]
+        return self.last(features)
 
 
 def _block(in_channels: int, out_channels: int, convolutions: int) -> nn.Sequential:

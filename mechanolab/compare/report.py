@@ -203,6 +203,7 @@ def as_mapping(run: Run) -> dict[str, Any]:
         "summary": run.summary,
         "history": run.history,
         "irreducible_error": run.irreducible_error,
+        "tested_run": run.status.get("tested_run"),
     }
 
 

@@ -13,6 +13,7 @@ from torchmetrics import MetricCollection
 
 from lightning_modules.metrics.traction import (
     FieldMean,
+    FieldSd,
     above_percentile,
     adhesion_labels,
     angle_error_deg,
@@ -303,6 +304,23 @@ def test_field_mean_does_not_hide_a_broken_prediction():
     mean.update(prediction, target)
     assert mean.compute().isnan()
     assert mean.left_out.item() == 0
+
+
+def test_field_sd_is_the_population_deviation_over_the_fields_that_count():
+    prediction, target, mask = fields()
+    sd = FieldSd(nrmse)
+    sd.update(prediction[:1], target[:1], mask[:1])
+    assert sd.compute().item() == 0
+    sd.update(prediction, target, mask)
+    values = nrmse(prediction, target, mask).numpy()
+    assert sd.compute().item() == pytest.approx(np.std([values[0], *values]), rel=1e-4)
+    without = mask.clone()
+    without[1] = False
+    sd.update(prediction, target, without)
+    assert sd.compute().item() == pytest.approx(np.std([values[0], *values, values[0], values[2]]), rel=1e-4)
+    prediction[1, 0] = torch.nan
+    sd.update(prediction, target, mask)
+    assert sd.compute().isnan()
 
 
 def test_field_means_of_one_collection_stay_apart():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 
 from mechanolab.cli import main
-from mechanolab.config import checkout, experiment_names
+from mechanolab.config import checkout, compose, experiment_names, import_class
 from mechanolab.runs import read_run
 
 
@@ -122,7 +124,13 @@ def test_every_experiment_smoke_trains(
     before = files_in(places), files_in(twin_root)
     assert main(["fit", name, "--smoke"]) == 0
     assert (files_in(places), files_in(twin_root)) == before
-    assert "val/angular_error_deg" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    config = compose(name)
+    trained = not import_class(config["module"]["class_path"], package="lightning_modules", key="module").training_free
+    monitored = config["monitor"]["metric"]
+    for metric in [f"test/{monitored.split('/')[-1]}", *([monitored] if trained else [])]:
+        (value,) = re.findall(rf"{metric} (\S+)", said)
+        assert math.isfinite(float(value)), metric
 
 
 @pytest.fixture(scope="module")

@@ -315,7 +315,7 @@ def test_the_papers_own_figures_are_drawn_from_the_runs_that_logged_something(
     page = Page(compare(["toy"]).html)
     assert "error_bars" in page.texts
     assert [run["run_id"] for run in seen] == ["a"]
-    assert set(seen[0]) == {"run_id", "config", "summary", "history", "irreducible_error"}
+    assert set(seen[0]) == {"run_id", "config", "summary", "history", "irreducible_error", "tested_run"}
     assert seen[0]["irreducible_error"]["value"] == 11.6
 
 

@@ -106,3 +106,14 @@ def test_the_environment_is_recorded(tmp_path: Path) -> None:
     assert facts["packages"]["torch"]
     assert facts["data"] == {"shards": {"00000.h5": "ab"}, "irreducible_error": {"value": 1}}
     assert facts["cpus"] == os.cpu_count()
+
+
+def test_the_best_possible_score_counts_only_where_it_holds(tmp_path: Path) -> None:
+    folder = tmp_path / "dl" / "a"
+    folder.mkdir(parents=True)
+    known = {"metric": "error", "value": 0.05, "match": {"data.noise_px": 0.02}}
+    runs.write_json(folder / "environment.json", {"data": {"irreducible_error": known}})
+    for noise_px, expected in ((0.02, known), (0.0, None)):
+        config = {"monitor": {"metric": "val/error", "mode": "min"}, "data": {"noise_px": noise_px}}
+        runs.write_config(folder, config)
+        assert runs.read_run(folder).irreducible_error == expected
