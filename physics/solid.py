@@ -1,8 +1,8 @@
 """Mechanics of a solid on a voxel grid: displacement -> deformation -> strain -> stress -> body force.
 
-What a 3-D force microscope needs behind its displacement field (Duan et al., Biophys J 121:2180 (2022),
-10.1016/j.bpj.2022.04.028, couples "the constitutive relation of the matrix" into its network without printing it; the
-relations are those of the textbooks: Holzapfel, Nonlinear Solid Mechanics, chapters 2, 3 and 6):
+What a 3-D force microscope needs behind its displacement field. Duan et al., Biophys J 121:2180 (2022),
+10.1016/j.bpj.2022.04.028, couple the constitutive relation of the matrix into their network; the text at hand, the
+abstract, does not state it, so the relations are those of the textbooks (Holzapfel, Nonlinear Solid Mechanics):
     F = I + du/dX,  eps = (du/dX + du/dX^T) / 2,  E = (F^T F - I) / 2,  J = det F,
     linear:       sigma = 2 G eps + lambda tr(eps) I,  G = E / (2 (1 + nu)),  lambda = E nu / ((1 + nu) (1 - 2 nu)),
     neo-Hookean:  W = G / 2 (tr F^T F - 3) - G ln J + lambda / 2 (ln J)^2,  P = G (F - F^-T) + lambda ln J F^-T,

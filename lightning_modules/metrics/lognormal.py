@@ -53,7 +53,8 @@ def aleatoric_variance(mu: Tensor, sigma_squared: Tensor) -> Tensor:
 
 def epistemic_variance(mu: Tensor, sigma_squared: Tensor) -> Tensor:
     """Variance of the components' means: what the draws disagree about (second part of eq. 3); never negative."""
-    return _means(mu, sigma_squared).var(dim=0, correction=0)
+    means = _means(mu, sigma_squared)
+    return (means - means[:1]).var(dim=0, correction=0)  # exactly 0 for equal draws
 
 
 def variance(mu: Tensor, sigma_squared: Tensor) -> Tensor:

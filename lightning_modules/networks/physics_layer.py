@@ -1,14 +1,16 @@
 """The physics of a 3-D force network as a layer without parameters: displacement -> strain, stress, body force.
 
 Duan et al., Biophys J 121:2180 (2022), 10.1016/j.bpj.2022.04.028: the network's "specific function layers" couple the
-constitutive relation of the matrix into it. The paper prints neither the layers nor the relation; what is here is ours:
-Gaussian smoothing, gradient, strain, stress, divergence, the last four from `physics.solid`, whose axes and units hold.
+constitutive relation of the matrix into it. The text at hand, the abstract, states neither the layers nor the relation;
+what is here is ours: Gaussian smoothing, then gradient, strain, stress and divergence from `physics.solid`, whose axes
+and units hold.
 
 Smoothing comes first because the body force is a second derivative, which a voxel-wise error of the displacement would
 drown. Near a face, where part of the Gaussian lies outside, the remaining weights are corrected to its first three
 moments: a strain that is uniform or grows linearly passes through unchanged up to the faces. Padding with zeros, copies
-or reflections would make a layer of false force there (5 % of a Kelvin force in the middle of 48 voxels, reflected).
-Everything is computed in float32 (or float64, when the displacement is), whatever precision the network around it has.
+or reflections would make a layer of false force there (reflected, 5 % of a Kelvin force in the middle of 48 voxels).
+The price is that a face, seen from one side, stays noisier than the inside. Everything is computed in float32 (or
+float64, when the displacement is), whatever precision the network around it has.
 """
 
 from __future__ import annotations
@@ -26,7 +28,6 @@ from physics.solid import (
     SMALLEST_SIZE,
     body_force_n_per_m3,
     check_vectors,
-    check_voxel_size,
     deformation_gradient,
     green_lagrange,
     neo_hookean_stress,
@@ -109,7 +110,6 @@ def um_from_voxels(displacement_voxels: Tensor, voxel_size_um: Sequence[float] |
 
     """
     check_vectors("displacement_voxels", displacement_voxels)
-    check_voxel_size(voxel_size_um)
     steps = spacings(voxel_size_um, displacement_voxels, trailing_dims=3)
     components = [part * step for part, step in zip(displacement_voxels.unbind(-4), steps, strict=True)]
     return torch.stack(components, dim=-4)
