@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
