@@ -74,9 +74,11 @@ class StoredSplits:
         """Raise FileNotFoundError, saying how to make it, when the data set does not exist."""
         if is_remote(self.folder) or (self.local_folder / MANIFEST_NAME).is_file():
             return
-        convert = f"convert {self._stem} --source ARCHIVE --out {self.folder}"
-        command = f"simulate {self._stem}" if self._dataset == "twin" else convert
-        raise FileNotFoundError(f"no data set at {self.folder}; make it with: mechanolab data {command}")
+        command = f"mechanolab data simulate {self._stem}"
+        if self._dataset != "twin":
+            convert = f"mechanolab data convert {self._stem} --source ARCHIVE --out {self.folder}"
+            command = f"{convert}, or simulate it as the experiment's header says"
+        raise FileNotFoundError(f"no data set at {self.folder}; make it with: {command}")
 
     def has(self, split: str) -> bool:
         """Whether the scheme puts any sample into `train`, `val` or `test`."""

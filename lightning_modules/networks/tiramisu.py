@@ -91,7 +91,7 @@ class BayesianTiramisu(nn.Module):
         self.mu = nn.Conv2d(self.out_channels, 1, kernel_size=1)
         self.sigma = nn.Conv2d(self.out_channels, 1, kernel_size=1)
         _start(self)
-        self.to(memory_format=torch.channels_last)  # a quarter faster on a CPU (measured)
+        self.to(memory_format=torch.channels_last)  # a fifth faster on a CPU (measured)
 
     def forward(self, image: Tensor) -> Tensor:
         """Image (batch, in_channels, y, x), logarithm of grey levels -> (batch, 2, y, x): mu, sigma of ln(traction).

@@ -16,6 +16,8 @@ strength of pulling. How noisy a field is the network sees from the field itself
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -58,9 +60,10 @@ class UnrolledTractionNet(nn.Module):
 
     def estimates(self, displacement_px: Tensor, operator: ElasticOperator) -> list[Tensor]:
         """The estimate after every step, the last one being the answer; each (batch, 2, y, x)."""
-        rms = displacement_px.float().square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
-        rms = torch.where(rms > 0, rms, 1)  # (batch, 1, 1, 1)
-        measured = displacement_px.float() / rms
+        measured = displacement_px.float()
+        norm = torch.linalg.vector_norm(measured, dim=(1, 2, 3), keepdim=True)  # at 0 its gradient is 0
+        rms = norm / math.sqrt(measured[0].numel())  # (batch, 1, 1, 1)
+        measured = measured / torch.where(rms > 0, rms, 1)
         seen = torch.cat((operator.inverses(measured, REGULARIZATIONS), measured), dim=1)
         traction = self.first(seen).float()
         estimates = [traction * rms]

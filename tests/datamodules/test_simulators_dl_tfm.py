@@ -216,7 +216,8 @@ def test_the_oracle_error_grows_with_the_noise_and_is_that_of_a_fit() -> None:
     assert 0 < discs["value"] < once
     mixed = irreducible_error(Parameters(family="mixed"))
     assert mixed["value"] == pytest.approx((once + discs["value"]) / 2)
-    assert set(mixed) == {"metric", "value", "how"}
+    assert set(mixed) == {"metric", "value", "how", "match"}
+    assert mixed["match"] == {"data.noise_px": 0.0188}
     assert "oracle" in mixed["how"]
 
 
