@@ -21,6 +21,8 @@ from datamodules.shards.stored_codes import stored_codes
 from datamodules.shards.verify import NOTE, verify_dataset
 from datamodules.shards.writer import write_dataset
 
+pytestmark = pytest.mark.slow
+
 FIELDS = {"image": {"axes": "cyx", "unit": "grey level"}, "angle_rad": {"axes": "", "unit": "rad"}}
 GROUP = {"unit": "group", "train": 0.5, "val": 0.25, "test": 0.25}
 SAMPLE = {"unit": "sample", "train": 0.5, "test": 0.5}

@@ -21,7 +21,7 @@ from datamodules.shards.remote import fetch_shard, open_mirror
 from datamodules.shards.schema import Manifest, ShardError
 from datamodules.shards.verify import verify_dataset
 
-pytestmark = pytest.mark.usefixtures("remote_cache")
+pytestmark = [pytest.mark.usefixtures("remote_cache"), pytest.mark.slow]
 NAMES = [f"{number:05d}.h5" for number in range(4)]
 
 

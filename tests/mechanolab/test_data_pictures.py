@@ -21,6 +21,8 @@ from datamodules.shards.writer import write_dataset
 from mechanolab import data
 from mechanolab.data_pictures import MOST_SAMPLES, contact_sheet
 
+pytestmark = pytest.mark.slow
+
 
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)

@@ -33,6 +33,8 @@ folder.mkdir()
 toy.install(folder, pytest.MonkeyPatch())
 os.environ.update(given)
 from mechanolab.cli import main
+
+pytestmark = pytest.mark.slow
 sys.exit(main(sys.argv[1:]))
 """
 """What a trial's process runs: the command, with the toy experiments in place of the shipped ones."""

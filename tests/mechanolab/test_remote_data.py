@@ -19,6 +19,8 @@ from mechanolab.cli import main
 from mechanolab.config import RequestError, data_root
 from mechanolab.runs import read_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -30,6 +30,8 @@ FIT = '''
 import fcntl, json, os, signal, socket, sys, time
 from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 values = json.loads(sys.argv[sys.argv.index("--config-json") + 1])
 run_id, kind = os.environ["WANDB_RUN_ID"], values["module.kind"]
 folder = Path(os.environ["MECHANOLAB_RUNS"]) / "toy" / run_id
