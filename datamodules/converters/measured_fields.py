@@ -17,12 +17,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.converters.cell_polygons import interior
 from datamodules.converters.displacement_tables import read_table
 from datamodules.converters.field_archives import Entry
 from datamodules.converters.field_pairs import check_pair
 from datamodules.converters.gel_conditions import Conditions
 from datamodules.converters.stored_arrays import read_arrays, read_npy
+from physics.polygons import polygon_interior
 
 NEEDED = {
     "arrays": ("pixel_size_um",),
@@ -103,7 +103,7 @@ def sample_values(
     shape = (found.displacement_px.shape[1], found.displacement_px.shape[2])
     mask = found.cell_mask if found.cell_mask is not None else np.ones(shape, bool)
     if len(found.outline_px):
-        mask = interior(found.outline_px, shape)
+        mask = polygon_interior(found.outline_px.T, *shape)
     if not mask.any():
         outline = "the outline encloses no pixel: correct brdx and brdy"
         raise ValueError(f"{entry.where}: {outline if len(found.outline_px) else 'cell_mask holds no pixel: mend it'}")

@@ -29,6 +29,7 @@ from datamodules.batches import Sample
 from datamodules.simulators import legi_cells, point_stresses, traction_discs
 from datamodules.simulators.legi_cells import ANGLE_RAD, POINTS
 from physics.half_space import displacement_from_traction
+from physics.polygons import polygon_interior
 
 Floats = NDArray[np.floating]
 
@@ -234,7 +235,7 @@ def _cell_samples(rng: np.random.Generator, group: str, size: int, recipe: str, 
     placed = point_stresses.Placed(placed.stress[:size], placed.outline_px[:size])
     if recipe == "down":
         placed = point_stresses.shrunk(placed, parameters.grid_size_px)
-    interior = point_stresses.polygon_interior(placed.outline_px, parameters.grid_size_px)
+    interior = polygon_interior(placed.outline_px, parameters.grid_size_px, parameters.grid_size_px)
     traction, displacement = _scaled(placed.stress, interior, parameters)
     return [
         _sample(
@@ -297,7 +298,7 @@ def _disc_sample(rng: np.random.Generator, sample_id: str, group: str, parameter
     discs, size = _draw_discs(rng, parameters), parameters.grid_size_px
     displacement, traction = (field.sum(axis=0) for field in _disc_fields(discs, parameters))
     outline = _hull(discs) * size - 0.5
-    interior = point_stresses.polygon_interior(outline, size)
+    interior = polygon_interior(outline, size, size)
     return _sample(sample_id, group, displacement, traction, interior, outline, "discs", parameters)
 
 

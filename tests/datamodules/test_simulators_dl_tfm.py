@@ -12,9 +12,9 @@ import torch
 from datamodules.batches import Sample
 from datamodules.simulators import dl_tfm
 from datamodules.simulators.dl_tfm import Parameters, group_sizes, irreducible_error, simulate_group
-from datamodules.simulators.point_stresses import polygon_interior
 from mechanolab import data
 from physics.half_space import displacement_from_traction
+from physics.polygons import polygon_interior
 
 CELLS = 24
 FLOAT32 = 2e-6  # relative to the largest displacement: fields are computed and stored in single precision
@@ -77,7 +77,7 @@ def test_the_outline_is_a_padded_list_that_encloses_the_mask(cells: dict[str, li
         outline = sample.fields["outline_px"]
         assert 3 <= length <= 360
         assert not outline[length:].any()
-        difference = polygon_interior(outline[:length].T.astype(np.float64), 104) != in_cell(sample)
+        difference = polygon_interior(outline[:length].T.astype(np.float64), 104, 104) != in_cell(sample)
         assert difference.sum() <= 20  # corners were rounded to float32 after the mask was made
     assert all(int(sample.fields["outline_px_length"]) < 360 for sample in discs)
 
@@ -142,7 +142,7 @@ def test_cells_look_like_the_stored_ones_in_numbers(cells: dict[str, list[Sample
 @pytest.mark.skipif(not REAL.is_dir(), reason="real data is not there")
 def test_the_stored_cell_resembles_the_simulated_ones(cells: dict[str, list[Sample]]) -> None:
     stored = np.load(REAL / "generic_MLData0018_104.npz")
-    inside = polygon_interior(np.stack([stored["brdx"], stored["brdy"]]) - 1.0, 104)
+    inside = polygon_interior(np.stack([stored["brdx"], stored["brdy"]]) - 1.0, 104, 104)
     displacement = np.hypot(*stored["dspl"].transpose(2, 1, 0))
     contrasts = []
     for sample in cells["down"]:
