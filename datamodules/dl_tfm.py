@@ -31,7 +31,7 @@ from datamodules.converters import own_fields
 from datamodules.shards.reader import ShardDataset
 from datamodules.shards.stacking import stack
 from datamodules.shards.stored_splits import StoredSplits, loader
-from physics.half_space import displacement_from_traction
+from physics.half_space import displacement_from_traction, kernel_shape
 
 SCALARS = ("youngs_modulus_pa", "poisson_ratio", "pixel_size_um")
 MEASURED = ("displacement_um", "cell_mask", *SCALARS)
@@ -176,7 +176,9 @@ class TractionData(LightningDataModule):
     def train_dataloader(self) -> DataLoader[TractionBatch]:
         """Shuffled batches with fresh noise, resumable in the middle of an epoch."""
         source = self._open("train")
-        return self._loader(_Fields(source, self._train_noise, self._symmetries, self.seed, None, fresh=True), True)
+        return self._loader(
+            _Fields(source, self._train_noise, self._symmetries, self.seed, self._operator, fresh=True), True
+        )
 
     def val_dataloader(self) -> DataLoader[TractionBatch]:
         """Batches of the validation split, in its stored order, with the same noise every time."""
@@ -362,6 +364,7 @@ def _operator(
     if centre_element is None and reach is None and transfer_function is None:
         return None
     kernel = None if transfer_function is None else torch.tensor(transfer_function, dtype=torch.float32)
+    kernel_shape(kernel)
     return {
         "centre_element": centre_element or "published",
         "reach": reach or "published",

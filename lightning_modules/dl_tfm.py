@@ -12,13 +12,14 @@ alone. The published network's units are stress on a substrate of E0 = 10 on a g
 the side of the grid that it was trained on. Fields of any size are predicted on, large ones in tiles (`tiling`).
 
 `centre_element`, `reach` and `transfer_function` say what operator of `physics.half_space` made the displacement: every
-module's forward residual uses it, the unrolled network and the sparse solver work with it.
+module's forward residual uses it, the unrolled network and the sparse solver work with it. Fields without a known
+traction are measurements, which no truncated kernel made: for them the first two are "exact" and "full".
 
 Deviations from the paper, and why:
 - Its error measure of the preprint, 3.2 %, has no published formula; `traction_nrmse` is the authors' errorTrac.
 - The authors train without a validation set; here the monitored metric on held-out cells chooses the checkpoint.
 - Whether MATLAB adds weight decay before or after clipping is not documented; here the loss's gradient is clipped.
-- Test data of figure 3 are not public; ours come from the simulator, and each report says recipe and displacement.
+- Test data of figure 3 are not public; ours come from the simulator.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, StepLR
 
 from datamodules.batches import TractionBatch
 from lightning_modules.figures.dl_tfm import traction_panel
@@ -38,7 +40,7 @@ from lightning_modules.losses.tensor_clipping import clip_each_tensor_
 from lightning_modules.losses.traction import grid_side_px, published_units, relative_error, summed_squared_error
 from lightning_modules.losses.weight_decay import decay_weights_only
 from lightning_modules.metrics.epoch_means import log_step, reset_training_metrics
-from lightning_modules.metrics.traction_scores import forward_residual, log_scores, summary, traction_metrics
+from lightning_modules.metrics.traction_scores import log_scores, summary, traction_metrics
 from lightning_modules.networks.elastic_operator import ElasticOperator
 from lightning_modules.networks.kratz_unet import KratzUNet
 from lightning_modules.networks.planar_unet import PlanarUNet
@@ -46,9 +48,8 @@ from lightning_modules.networks.tiling import on_any_size
 from lightning_modules.networks.traction_inversions import FourierInversion, SparseInversion, kernel_of
 from lightning_modules.networks.traction_unet import SIZE_STEP_PX, TractionUNet3d
 from lightning_modules.networks.unrolled_traction_net import UnrolledTractionNet
+from physics.half_space import check_substrate
 from physics.traction_cytometry import cutoff_filter
-
-FIGURE_FIELDS = 4
 
 
 class TractionPrediction(NamedTuple):
@@ -83,15 +84,14 @@ def _validation_step(self: Any, batch: TractionBatch, batch_idx: int) -> None:
 def _test_step(self: Any, batch: TractionBatch, batch_idx: int) -> None:
     """Loss and all scores of one batch."""
     loss, traction_pa = self.loss_and_traction(batch)
-    traction_pa = _cut(self, batch, traction_pa)
-    residual = forward_residual(batch, traction_pa, **_operator(self))
-    log_scores(self, batch, "test", loss=loss, traction_pa=traction_pa, residual=residual)
+    cut, operator = _cut(self, batch, traction_pa), _operator(self, batch)
+    log_scores(self, batch, "test", loss=loss, traction_pa=cut, operator=operator)
 
 
 def _predict_step(self: Any, batch: TractionBatch, batch_idx: int) -> TractionPrediction:
     """Traction of every field, cut off if asked for, with what can be said of it."""
     traction_pa = _cut(self, batch, self.loss_and_traction(batch)[1])
-    return TractionPrediction(traction_pa, **summary(batch, traction_pa, **_operator(self)))
+    return TractionPrediction(traction_pa, **summary(batch, traction_pa, **_operator(self, batch)))
 
 
 def _figures(self: Any, batch: TractionBatch) -> dict[str, Any]:
@@ -99,23 +99,26 @@ def _figures(self: Any, batch: TractionBatch) -> dict[str, Any]:
     was_training = self.training
     self.eval()
     with torch.no_grad():
-        first = TractionBatch(*(part[:FIGURE_FIELDS] for part in batch))
+        first = TractionBatch(*(part[:4] for part in batch))
         prediction = _predict_step(self, first, 0).traction_pa.numpy(force=True)
     self.train(was_training)
-    parts = (first.pixel_size_um, first.cell_mask, first.displacement_px, first.traction_pa)
-    arrays = [part.numpy(force=True) for part in parts]
+    seen = (first.pixel_size_um, first.cell_mask, first.displacement_px, first.traction_pa)
+    arrays = [part.numpy(force=True) for part in seen]
     return {"tractions": traction_panel(*arrays, prediction, sample_ids=first.sample_id)}
 
 
-def _solved(self: Any, displacement_px: Tensor, youngs_modulus_pa: Tensor, poisson_ratio: Tensor) -> Tensor:
+def _solved(
+    self: Any, displacement_px: Tensor, youngs_modulus_pa: Tensor, poisson_ratio: Tensor, **operator: Any
+) -> Tensor:
     """Displacement (batch, 2, y, x) in px, modulus in Pa and Poisson's ratio, (batch,) each -> traction in Pa."""
-    per_modulus: Tensor = self.network(displacement_px, youngs_modulus_pa, poisson_ratio)
+    per_modulus: Tensor = self.network(displacement_px, youngs_modulus_pa, poisson_ratio, **operator)
     return per_modulus * youngs_modulus_pa[:, None, None, None]
 
 
 def _solution(self: Any, batch: TractionBatch) -> tuple[None, Tensor]:
     """No loss, and the traction (batch, 2, y, x) in Pa, of a method without training."""
-    return None, self(batch.displacement_px, batch.youngs_modulus_pa, batch.poisson_ratio)
+    substrate = (batch.youngs_modulus_pa, batch.poisson_ratio)
+    return None, self(batch.displacement_px, *substrate, **_operator(self, batch))
 
 
 class PublishedNetwork(LightningModule):
@@ -201,8 +204,7 @@ class PublishedNetwork(LightningModule):
             optimizer = torch.optim.SGD(groups, lr=numbers["learning_rate"], momentum=numbers["momentum"])
         if numbers["decay_epochs"] is None:
             return optimizer
-        schedule = torch.optim.lr_scheduler.StepLR(optimizer, numbers["decay_epochs"], numbers["decay_factor"])
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        return [optimizer], [StepLR(optimizer, numbers["decay_epochs"], numbers["decay_factor"])]
 
 
 class PhysicsInformedNetwork(LightningModule):
@@ -245,10 +247,12 @@ class PhysicsInformedNetwork(LightningModule):
     ) -> None:
         super().__init__()
         _require_positive(learning_rate=learning_rate)
-        if not 0 <= step_weight <= 1:
-            raise ValueError(f"step_weight must lie in [0, 1], got {step_weight}")
-        if not 0 < warm_up_share < 1:
-            raise ValueError(f"warm_up_share must lie in (0, 1), got {warm_up_share}")
+        for name, share in (("step_weight", step_weight), ("warm_up_share", warm_up_share)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {share}")
+        check_substrate(1.0, 1.0, poisson_ratio, None)
+        if vary_operator and steps is None:
+            raise ValueError("vary_operator must be false for the plain U-Net (steps: null): it cannot be told which")
         self.save_hyperparameters()
         _set_up(self)
         shape = {"width": width, "depth": depth}
@@ -259,30 +263,26 @@ class PhysicsInformedNetwork(LightningModule):
 
     def forward(self, displacement_px: Tensor, youngs_modulus_pa: Tensor) -> Tensor:
         """Displacement (batch, 2, y, x) in px and modulus (batch,) in Pa -> traction (batch, 2, y, x) in Pa."""
-        return self._estimates(displacement_px, self.operator)[-1] * youngs_modulus_pa[:, None, None, None]
+        operator = ElasticOperator(self.hparams["poisson_ratio"], **_operator(self, None))
+        return self._estimates(displacement_px, operator)[-1] * youngs_modulus_pa[:, None, None, None]
 
     def loss_and_traction(self, batch: TractionBatch) -> tuple[Tensor, Tensor]:
         """Relative error () of the estimates over the whole frame, and the last one in Pa."""
         modulus_pa = batch.youngs_modulus_pa[:, None, None, None]
         target = batch.traction_pa / modulus_pa
-        known = self.operator
+        known = ElasticOperator(self.hparams["poisson_ratio"], **_operator(self, batch))
         operator = known.drawn() if self.training and self.hparams["vary_operator"] else known
         displacement_px = known.measured_by(operator, batch.displacement_px, target)
         *earlier, last = self._estimates(displacement_px, operator)
         loss = sum((self.hparams["step_weight"] * relative_error(x, target) for x in earlier), torch.zeros(()))
         return loss.to(last.device) + relative_error(last, target), last * modulus_pa
 
-    @property
-    def operator(self) -> ElasticOperator:
-        """What is known of the measurement."""
-        return ElasticOperator(self.hparams["poisson_ratio"], **_operator(self))
-
     def _estimates(self, displacement_px: Tensor, operator: ElasticOperator) -> list[Tensor]:
         if isinstance(self.network, UnrolledTractionNet):
             return self.network.estimates(displacement_px, operator)
         return [self.network(displacement_px).float()]
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """AdamW, the step size rising linearly and falling along a cosine, batch by batch."""
         groups = decay_weights_only(self.network, self.hparams["weight_decay"])
         optimizer = torch.optim.AdamW(groups, lr=self.hparams["learning_rate"])
@@ -294,8 +294,7 @@ class PhysicsInformedNetwork(LightningModule):
                 return (step + 1) / (rising + 1)
             return 0.5 + 0.5 * math.cos(math.pi * min((step - rising) / max(steps - rising, 1), 1.0))
 
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return [optimizer], [{"scheduler": LambdaLR(optimizer, factor), "interval": "step"}]
 
 
 class FourierTractionCytometry(LightningModule):
@@ -364,28 +363,30 @@ class SparseTraction(LightningModule):
 
 def _set_up(module: Any) -> None:
     """Check and use the arguments that all modules share; they are stored in `hparams` already."""
-    percentile, border_px = module.hparams["cutoff_percentile"], module.hparams["frame_border_px"]
-    if percentile is not None and not 0 <= percentile <= 100:
-        raise ValueError(f"cutoff_percentile must lie in [0, 100], got {percentile}")
-    if border_px < 0:
-        raise ValueError(f"frame_border_px must not be negative, got {border_px}")
+    for name, most in (("cutoff_percentile", 100), ("frame_border_px", 1e9), ("weight_decay", 1e9), ("momentum", 1)):
+        if not 0 <= (module.hparams.get(name) or 0) <= most:
+            raise ValueError(f"{name} must lie in [0, {most:g}], got {module.hparams[name]}")
     _require_choice("centre_element", module.hparams["centre_element"], ("exact", "published"))
     _require_choice("reach", module.hparams["reach"], ("full", "published"))
     module.register_buffer("transfer_function", kernel_of(module.hparams["transfer_function"]), persistent=False)
     module.metrics = traction_metrics()
 
 
-def _operator(module: Any) -> dict[str, Any]:
+def _operator(module: Any, batch: TractionBatch | None) -> dict[str, Any]:
+    """What is known of the measurement of a batch."""
     known = {name: module.hparams[name] for name in ("centre_element", "reach")}
+    if batch is not None and not batch.traction_pa.isfinite().any():
+        known = {"centre_element": "exact", "reach": "full"}
     return {**known, "transfer_function": module.transfer_function}
 
 
 def _cut(module: Any, batch: TractionBatch, traction_pa: Tensor) -> Tensor:
     """Apply the cutoff filter, if there is one."""
     percentile, border_px = module.hparams["cutoff_percentile"], module.hparams["frame_border_px"]
-    if percentile is None:
-        return traction_pa
-    return cutoff_filter(traction_pa.detach(), batch.cell_mask, percentile=percentile, frame_border_px=border_px)
+    if percentile is not None:
+        options = {"percentile": percentile, "frame_border_px": border_px}
+        return cutoff_filter(traction_pa.detach(), batch.cell_mask, **options)
+    return traction_pa
 
 
 def _require_choice(name: str, value: str, choices: Collection[str]) -> None:

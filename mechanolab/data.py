@@ -2,8 +2,9 @@
 shown and checked.
 
 A simulator is `datamodules.simulators.<stem>`, a converter `datamodules.converters.<stem>`, the picture of a data set
-`lightning_modules.figures.<stem>.contact_sheet`, or `data_pictures` where there is none. Everything that is wrong with
-a request or its input is a RequestError of one sentence. Results go to stdout, progress to stderr.
+`lightning_modules.figures.<stem>.contact_sheet`, or `data_pictures` where there is none or a field that it draws is
+missing. Everything that is wrong with a request or its input is a RequestError of one sentence. Results go to stdout,
+progress to stderr.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import typing
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Future
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -187,15 +187,23 @@ def inspect(folder: Path | str, *, picture: Path | None = None) -> int:
     with request_errors():
         dataset = ShardDataset(folder)
         print_manifest(folder, dataset.manifest)
-        stem = dataset.manifest.stem
-        draw, most = _contact_sheet(stem), SAMPLES_ON_SHEET
-        if draw is None:
+
+        def samples(most: int) -> list[Any]:
+            chosen = np.unique(np.linspace(0, len(dataset) - 1, min(most, len(dataset))).round().astype(int))
+            return dataset.__getitems__(chosen.tolist())
+
+        draw, figure = _contact_sheet(dataset.manifest.stem), None
+        if draw is not None:
+            shown = samples(SAMPLES_ON_SHEET)
+            # the paper's own picture says which fields it draws by asking for them
+            with contextlib.suppress(KeyError):
+                figure = draw(shown)
+        if figure is None:
             from mechanolab import data_pictures
 
-            draw, most = partial(data_pictures.contact_sheet, dataset.fields), data_pictures.MOST_SAMPLES
-        chosen = np.unique(np.linspace(0, len(dataset) - 1, min(most, len(dataset))).round().astype(int))
+            figure = data_pictures.contact_sheet(dataset.fields, samples(data_pictures.MOST_SAMPLES))
         content = io.BytesIO()
-        draw(dataset.__getitems__(chosen.tolist())).savefig(content, format="png")
+        figure.savefig(content, format="png")
         if picture is None:
             picture = (Path() if isinstance(folder, str) else folder) / "contact_sheet.png"
         picture = picture.expanduser()

@@ -74,14 +74,30 @@ def print_manifest(folder: Path | str, manifest: Manifest) -> None:
     provenance = dict(manifest.provenance)
     best = provenance.pop("irreducible_error", None)
     made = Table("provenance", "", box=box.SIMPLE)
-    for source in provenance.pop("sources", []) if provenance.get("made_by") == "merge" else []:
-        how = source["provenance"].get("made_by", "unknown means")
-        made.add_row("source", f"{source['dataset']}, made by {how}, {source['identity']}")
+    if provenance.get("made_by") == "merge" and isinstance(provenance.get("sources"), list):
+        for source in provenance.pop("sources"):
+            made.add_row("source", _source(source))
     for key, value in flatten(provenance).items():
         made.add_row(key, str(value))
     console.print(made)
     if best is not None:
-        print(f"best possible: {best['metric']} {best['value']:.4g} ({best['how']})")
+        print(f"best possible: {_best_possible(best)}")
+
+
+def _source(source: Any) -> str:
+    """One of the data sets that were merged; what is written in another way stands as it is."""
+    match source:
+        case {"dataset": dataset, "identity": identity, "provenance": {**made}}:
+            return f"{dataset}, made by {made.get('made_by', 'unknown means')}, {identity}"
+    return str(source)
+
+
+def _best_possible(best: Any) -> str:
+    """The best possible score; what is written in another way stands as it is."""
+    match best:
+        case {"metric": metric, "value": int() | float() as value, "how": how}:
+            return f"{metric} {value:.4g} ({how})"
+    return str(best)
 
 
 def print_splits(splits: Mapping[str, Mapping[str, Any]]) -> None:

@@ -30,6 +30,8 @@ MOST_CHANNELS = 3
 MOST_NUMBERS_AS_TEXT = 4
 """Longer one-dimensional fields are curves."""
 ARROWS_ACROSS = 11
+LARGEST = 1e150
+"""Beyond it squares overflow, and matplotlib's limits not much later; such values are drawn as this."""
 VECTOR_UNITS = ("um", "nm", "px", "Pa", "kPa", "N", "nN")
 OUTLINE_COLOURS = ("#ffb000", "#38b6ff", "#ff6ea1", "#7ddf64")
 # the layout in inches: a panel is a square box with room for a colour bar and its numbers to the right
@@ -118,7 +120,9 @@ def _panels(fields: Mapping[str, Field], sample: Sample) -> list[Panel]:
 
 def _image_panels(title: str, field: Field, values: NDArray[Any]) -> list[Panel]:
     """Pictures of (y, x), (c, y, x), (z, y, x) or (c, z, y, x); of other leading axes the first entries."""
-    numbers = values.astype(np.float64)
+    numbers = _drawable(values.astype(np.float64))
+    if np.abs(numbers).max() == LARGEST:
+        title += f"\ncut at {LARGEST:g}"
     channels = numbers[None] if numbers.ndim == 2 or (numbers.ndim == 3 and field.axes[0] == "z") else numbers
     kind: Kind = "mask" if field.unit == "mask" else "grey"
     if len(channels) in (2, 3) and field.unit in VECTOR_UNITS and field.axes.startswith("c"):
@@ -138,6 +142,10 @@ def _image_panels(title: str, field: Field, values: NDArray[Any]) -> list[Panel]
     ]
 
 
+def _drawable(values: NDArray[Any]) -> NDArray[Any]:
+    return values.clip(-LARGEST, LARGEST) if values.dtype == np.float64 else values
+
+
 def _is_outline(field: Field) -> bool:
     return len(field.shape) == 2 and field.axes.startswith("n") and field.shape[1] == 2
 
@@ -154,7 +162,9 @@ def _panel_for_outlines(panels: Sequence[Panel]) -> int | None:
 def _entries(sample: Sample, name: str) -> NDArray[Any]:
     from datamodules.shards.lists import LENGTH_SUFFIX, trimmed
 
-    return trimmed(sample, name) if name + LENGTH_SUFFIX in sample.fields else np.asarray(sample.fields[name])
+    return _drawable(
+        trimmed(sample, name) if name + LENGTH_SUFFIX in sample.fields else np.asarray(sample.fields[name])
+    )
 
 
 def _scalars(fields: Mapping[str, Field], sample: Sample, *, letters: int) -> list[str]:

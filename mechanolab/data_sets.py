@@ -172,6 +172,14 @@ def _stands_already(out: Path, plan: Merge) -> bool:
     manifest = Manifest.read(out)
     if any(manifest.provenance.get(key) != plan.provenance[key] for key in ("made_by", "sources", "prefixes")):
         raise RequestError(f"{out} already holds another data set; choose another --out or remove the folder")
+    for name, scheme in plan.splits.items():
+        held = manifest.splits.get(name)
+        # one that was drawn, not taken from the sources, has a seed
+        if held is None or (held["seed"] is None) != (name in plan.codes) or held["unit"] != scheme["unit"]:
+            raise RequestError(
+                f"{out} holds this merge without the split scheme {name!r} that the merge would have today; "
+                "choose another --out or remove the folder"
+            )
     print(
         f"{out} is there already: {counted(manifest.counts['samples'], 'sample')}, merged from the same data sets",
         file=sys.stderr,

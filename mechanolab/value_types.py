@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,11 +20,34 @@ def mismatch(value: Any, annotation: Any) -> str | None:
     """
     if _fits(value, annotation):
         return None
-    hint = ""
-    if isinstance(value, str) and annotation is not str:
-        with contextlib.suppress(ValueError):
-            hint = f"; it is a text: write {float(value)!r} without quotes and with a decimal point"
-    return f"must be {_describe(annotation)}, got {value!r}{hint}"
+    return f"must be {_describe(annotation)}, got {value!r}{_hint(value, annotation)}"
+
+
+def _hint(value: Any, annotation: Any) -> str:
+    """How to write a text that was meant as a number, where that number would fit."""
+    number = _number(value) if isinstance(value, str) else None
+    if number is None:
+        return ""
+    if isinstance(number, float) and number.is_integer() and not _fits(number, annotation):
+        number = int(number)
+    if not _fits(number, annotation):
+        return ""
+    if isinstance(number, int):
+        return f"; it is a text: write {number} without quotes"
+    written = repr(number)
+    if "." not in written:  # YAML takes 1e-30 for a text, 1.0e-30 for a number
+        written = written.replace("e", ".0e")
+    return f"; it is a text: write {written} without quotes and with a decimal point"
+
+
+def _number(text: str) -> int | float | None:
+    """The finite number that a text spells, an int where it is one."""
+    with contextlib.suppress(ValueError):
+        return int(text)
+    with contextlib.suppress(ValueError):
+        if math.isfinite(number := float(text)):
+            return number
+    return None
 
 
 def _fits(value: Any, annotation: Any) -> bool:
@@ -44,12 +68,12 @@ def _fits(value: Any, annotation: Any) -> bool:
         return isinstance(value, annotation)
     if annotation is Path:
         return isinstance(value, str)
-    if origin in (list, tuple, Sequence) or annotation in (list, tuple):
+    if origin in (list, tuple, Sequence) or annotation in (list, tuple, Sequence):
         inner = [a for a in arguments if a is not Ellipsis]
         return isinstance(value, list) and (not inner or all(any(_fits(v, a) for a in inner) for v in value))
-    if origin in (dict, Mapping) or annotation is dict:
+    if origin in (dict, Mapping) or annotation in (dict, Mapping):
         return isinstance(value, dict)
-    return False
+    return True
 
 
 def _describe(annotation: Any) -> str:
@@ -61,6 +85,6 @@ def _describe(annotation: Any) -> str:
     names = {float: "a number", int: "a whole number", str: "a text", bool: "true or false", type(None): "null"}
     if annotation in names:
         return names[annotation]
-    if origin in (list, tuple, Sequence):
+    if origin in (list, tuple, Sequence) or annotation in (list, tuple, Sequence):
         return f"a list of {_describe(arguments[0])}" if arguments else "a list"
     return getattr(annotation, "__name__", str(annotation))

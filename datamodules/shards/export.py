@@ -21,19 +21,17 @@ from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
 
 from datamodules.batches import Sample
 from datamodules.shards.reader import ShardDataset
 from datamodules.shards.schema import SPLIT_CODES, UNUSED_CODE, Field
 from datamodules.shards.stored_codes import stored_codes
+from datamodules.shards.tiff_files import IMAGEJ_AXES, IMAGEJ_DTYPES, write_tiff
 from datamodules.shards.workspace import Workspace, clear_disk_errors
 
 FORMATS = ("npy", "tiff")
 TABLE_NAME, FIELDS_NAME = "samples.csv", "fields.json"
-IMAGEJ_AXES = "tzcyx"
-IMAGEJ_DTYPES = ("uint8", "uint16", "float32")
 _BLOCK_BYTES = 2**20
 _SPLIT_NAMES = {code: split for split, code in SPLIT_CODES.items()} | {UNUSED_CODE: "unused"}
 
@@ -89,7 +87,7 @@ def export_dataset(
             table = csv.writer(stream, lineterminator="\n")
             scalars = {name: field for name, field in dataset.fields.items() if not field.shape}
             schemes = list(dataset.manifest.splits)
-            codes = [stored_codes(dataset, name)[dataset.indices] for name in schemes]
+            codes = [column[dataset.indices] for column in stored_codes(dataset, schemes).values()]
             table.writerow(
                 ["sample_id", "group"]
                 + [f"{name} [{field.unit}]" for name, field in scalars.items()]
@@ -135,17 +133,11 @@ def _file(name: str, field: Field, file_format: str) -> _File:
 
 def _write_array(path: Path, array: NDArray[Any], file: _File) -> None:
     try:
-        with path.open("xb") as stream:
-            if file.suffix == ".npy":
+        if file.suffix == ".npy":
+            with path.open("xb") as stream:
                 np.save(stream, array, allow_pickle=False)
-            else:
-                tifffile.imwrite(
-                    stream,
-                    np.ascontiguousarray(array.transpose(file.order)),
-                    imagej=file.imagej,
-                    photometric="minisblack",
-                    metadata={"axes": file.axes.upper()},
-                )
+        else:
+            write_tiff(path, array.transpose(file.order), file.axes, imagej=file.imagej)
     except FileExistsError:
         raise ValueError(
             f"two samples would share the file {path.name}; export fewer fields, or where upper and lower case count"

@@ -184,7 +184,6 @@ def _shared_splits(
 ) -> tuple[dict[str, dict[str, Any]], dict[str, NDArray[np.int8]], list[str]]:
     """The schemes that all sources have with one unit, their codes, and a line for each that is not kept."""
     splits: dict[str, dict[str, Any]] = {}
-    codes: dict[str, NDArray[np.int8]] = {}
     notes: list[str] = []
     for name in {name: None for source in sources for name in source.manifest.splits}:
         entries = [source.manifest.splits.get(name) for source in sources]
@@ -195,8 +194,9 @@ def _shared_splits(
         elif len({entry["unit"] for entry in held}) > 1:
             notes.append(f"split scheme {name!r} is not kept: it is by group in one data set and by sample in another")
         else:
-            codes[name] = np.concatenate([stored_codes(source, name) for source in sources])
             splits[name] = {"unit": held[0]["unit"], **_shares(held)}
+    stored = [stored_codes(source, list(splits)) for source in sources] if splits else []
+    codes = {name: np.concatenate([columns[name] for columns in stored]) for name in splits}
     groups = sum(source.manifest.counts["groups"] for source in sources)
     if not splits and groups < len(SPLIT_CODES):
         notes.append(f"the data sets share no split scheme, and {groups} groups are too few to draw one: there is none")

@@ -95,7 +95,8 @@ def checked_dataset(
         chunks: Required chunk shape; None accepts any chunking.
 
     Raises:
-        ShardError: A link, external or virtual storage, another shape, dtype, chunking or filter, or missing chunks.
+        ShardError: A link, external or virtual storage, another shape, dtype, chunking or filter, missing chunks, or
+            chunks without checksum.
     """
     where = f"{path}: dataset {name!r}"
     try:
@@ -168,3 +169,15 @@ def _check_storage(dataset: h5py.Dataset, where: str, chunks: tuple[int, ...] | 
     full = expected * (claimed + CHECKSUM_BYTES)
     if stored > full or (stored != full if _LZF not in filters else stored * LZF_LIMIT < full):
         raise ShardError(f"{where} claims {full} bytes and stores {stored}: it is damaged or a decompression bomb")
+    _check_masks(dataset, where, filters)
+
+
+def _check_masks(dataset: h5py.Dataset, where: str, filters: list[int]) -> None:
+    """Check that no chunk left its checksum out; lzf leaves itself out where it gains nothing."""
+    checksum = sum(1 << place for place, kind in enumerate(filters) if kind == _FLETCHER32)
+
+    def unchecked(chunk: Any) -> bool | None:
+        return True if chunk.filter_mask & checksum else None  # anything but None ends the iteration
+
+    if dataset.id.chunk_iter(unchecked):
+        raise ShardError(f"{where} has a chunk that is stored without its checksum")

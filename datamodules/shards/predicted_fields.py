@@ -25,11 +25,10 @@ from urllib.parse import quote
 
 import h5py
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
 
 from datamodules.shards.attributes import write_attributes
-from datamodules.shards.export import IMAGEJ_AXES
+from datamodules.shards.tiff_files import IMAGEJ_AXES, write_tiff
 from datamodules.shards.workspace import Workspace, clear_disk_errors
 
 FIELDS_NAME = "predictions.h5"
@@ -230,15 +229,8 @@ def _write_tiff(path: Path, values: NDArray[Any], sample_id: str) -> None:
     axes = AXES[values.ndim]
     order = sorted(range(values.ndim), key=lambda axis: IMAGEJ_AXES.index(axes[axis]))
     with np.errstate(over="ignore"):  # what is too large for 32 bits is infinite in the picture, and itself in the file
-        single = np.ascontiguousarray(values.transpose(order), dtype=np.float32)
+        single = values.transpose(order).astype(np.float32)
     try:
-        with path.open("xb") as stream:
-            tifffile.imwrite(
-                stream,
-                single[..., np.newaxis],  # the axis of the colours: tifffile would take a last axis of length 1 for it
-                imagej=True,
-                photometric="minisblack",
-                metadata={"axes": "".join(axes[axis] for axis in order).upper() + "S"},
-            )
+        write_tiff(path, single, "".join(axes[axis] for axis in order), imagej=True)
     except FileExistsError:
         raise ValueError(f"two predictions would share the file {path.name}: rename sample {sample_id!r}") from None

@@ -62,20 +62,21 @@ class ShardDataset(Dataset[Sample]):
         if memory_bytes < 0:
             raise ValueError(f"memory_bytes must be at least 0, got {memory_bytes}")
         self.folder: Path | str = str(folder) if is_remote(folder) else Path(folder)
-        self._local = open_mirror(self.folder) if isinstance(self.folder, str) else self.folder
-        self.manifest = Manifest.read(self._local)
+        self.local_folder: Path = open_mirror(self.folder) if isinstance(self.folder, str) else self.folder
+        """The folder itself, or the local mirror of a URL."""
+        self.manifest = Manifest.read(self.local_folder)
         self.fields = self._choose_fields(fields)
         self._check_split(scheme, split)
         schemes = [scheme] if scheme is not None else []
         try:
-            index = read_index(self._local, self.manifest, schemes=schemes)
+            index = read_index(self.local_folder, self.manifest, schemes=schemes)
         except ShardError:
             # split schemes may have been added since the manifest was read: then there is a new index
-            newer = Manifest.read(self._local)
+            newer = Manifest.read(self.local_folder)
             if newer.index_name == self.manifest.index_name:
                 raise
             self.manifest = newer
-            index = read_index(self._local, self.manifest, schemes=schemes)
+            index = read_index(self.local_folder, self.manifest, schemes=schemes)
         if scheme is not None and split is not None:
             self.indices: NDArray[np.int64] = np.flatnonzero(index.splits[scheme] == SPLIT_CODES[split])
             if not len(self.indices):
@@ -132,7 +133,7 @@ class ShardDataset(Dataset[Sample]):
 
         Raises:
             IndexError: A position is out of range.
-            ShardError: A file is missing, damaged, foreign, or a checksum does not match.
+            ShardError: A file is missing, damaged, foreign, a checksum does not match, or a text is not UTF-8.
         """
         positions = self._positions(indices)
         if self.in_memory:
@@ -143,8 +144,8 @@ class ShardDataset(Dataset[Sample]):
             arrays = self._read(positions)
         return [
             Sample(
-                sample_id=self._sample_id[position].decode(),
-                group=self._group_name[self._group[position]].decode(),
+                sample_id=self._text("sample_id", self._sample_id[position]),
+                group=self._text("group_name", self._group_name[self._group[position]]),
                 fields={name: array[slot, ...] for name, array in arrays.items()},
             )
             for slot, position in enumerate(positions.tolist())
@@ -183,13 +184,14 @@ class ShardDataset(Dataset[Sample]):
             return self._open[number]
         while len(self._open) >= self._max_open_files:
             self._open.popitem(last=False)[1].close()
+        entry = self.manifest.shards[number]
+        if isinstance(self.folder, str):
+            # also a shard known from before: once closed, it may have left a bounded cache
+            path = fetch_shard(self.folder, self.local_folder, entry)
+        else:
+            path = self.folder / entry["name"]
         known = self._files.get(number)
         if known is None or not known.reopen():
-            entry = self.manifest.shards[number]
-            if isinstance(self.folder, str):
-                path = fetch_shard(self.folder, self._local, entry)
-            else:
-                path = self.folder / entry["name"]
             self._files[number] = ShardFile(path, self.manifest, number, self.fields)
         self._open[number] = self._files[number]
         return self._open[number]
@@ -197,12 +199,28 @@ class ShardDataset(Dataset[Sample]):
     @cached_property
     def sample_ids(self) -> NDArray[np.str_]:
         """(len,) id of every sample of this selection."""
-        return np.char.decode(self._sample_id, "utf-8")
+        return self._texts("sample_id", self._sample_id)
 
     @cached_property
     def groups(self) -> NDArray[np.str_]:
         """(len,) group of every sample of this selection."""
-        return np.char.decode(self._group_name, "utf-8")[self._group]
+        return self._texts("group_name", self._group_name)[self._group]
+
+    def _text(self, name: str, content: bytes) -> str:
+        try:
+            return content.decode()
+        except UnicodeDecodeError as error:
+            raise self._not_utf8(name, error) from error
+
+    def _texts(self, name: str, contents: NDArray[np.bytes_]) -> NDArray[np.str_]:
+        try:
+            return np.char.decode(contents, "utf-8")
+        except UnicodeDecodeError as error:
+            raise self._not_utf8(name, error) from error
+
+    def _not_utf8(self, name: str, error: UnicodeDecodeError) -> ShardError:
+        path = self.local_folder / self.manifest.index_name
+        return ShardError(f"{path}: dataset {name!r} holds a text that is not UTF-8 ({error}); restore the file")
 
     def close(self) -> None:
         """Close this process's files; the next read opens what it needs again."""

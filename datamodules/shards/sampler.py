@@ -93,6 +93,16 @@ class EpochBatchSampler(BatchSampler):
         self.epoch = epoch
         self.first_batch = batch
 
+    @property
+    def numbers(self) -> dict[str, int]:
+        """What a position within an epoch is a position in: `batch_size`, `world_size`, `seed` and `length`."""
+        return {
+            "batch_size": self._batch_size,
+            "world_size": self._world_size,
+            "seed": self._seed,
+            "length": self._length,
+        }
+
     def _indices(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         """(samples of this rank,) positions in the order of this epoch."""
         if not self._shuffle:
@@ -150,13 +160,13 @@ class ResumableLoader(DataLoader):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Return {`epoch`, `batch`}: the epoch and how many of its batches the consumer has been given."""
+        """Return the epoch, the `batch`es of it that the consumer has been given, and the `numbers` of the order."""
         order: Any = self.batch_sampler
         if self._position is not None and self._position[0] == order.epoch:
             epoch, batch = self._position
         else:
             epoch, batch = order.epoch, order.first_batch
-        return {"epoch": epoch, "batch": batch}
+        return {"epoch": epoch, "batch": batch, **order.numbers}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue where `state_dict` was taken: the next iteration starts with the batch after the last one given.
@@ -165,13 +175,20 @@ class ResumableLoader(DataLoader):
         dropped when another epoch is set before the iteration starts.
 
         Raises:
-            ValueError: The state holds no epoch and batch.
+            ValueError: The state holds no epoch and batch, or one of the `numbers` it holds is not this loader's; a
+                state without them is accepted.
         """
         try:
             epoch, batch = int(state["epoch"]), int(state["batch"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"the loader's state must hold the integers epoch and batch, got {state!r}") from error
         order: Any = self.batch_sampler
+        for name, number in order.numbers.items():
+            if state.get(name, number) != number:
+                raise ValueError(
+                    f"the loader's state was taken with {name} {state[name]}, this loader has {number}: its position "
+                    f"means nothing here; resume with the same {name}"
+                )
         if batch >= len(order):
             epoch, batch = epoch + 1, 0
         order.start_at(epoch, batch)

@@ -2,9 +2,9 @@
 
 A chunk whose only filter is fletcher32 is the sample's bytes followed by four bytes of checksum. So once HDF5 has said
 where the chunks lie, they are copied from there to where they are wanted; the first time a process reads a chunk it
-compares the checksum, later the bytes are trusted. A file that is cut off meanwhile is noticed before the map is
-touched. Fields of a few bytes a sample are read whole, and files with compressed fields go through HDF5, which checks
-every read.
+compares the checksum, later the bytes are trusted. A file that is changed or cut off meanwhile is noticed before the
+map is touched. Fields of a few bytes a sample are read whole, and files with compressed fields go through HDF5, which
+checks every read.
 """
 
 from __future__ import annotations
@@ -113,13 +113,13 @@ class ShardFile:
         """Copy the rows `rows` of every field to the places `slots` of its array, (n, *shape) and contiguous.
 
         Raises:
-            ShardError: A checksum does not match or the file is damaged.
+            ShardError: A checksum does not match, or the file is damaged or was changed since it was opened.
         """
         name = ""
         try:
             # touching a map beyond the end of its file would end the process
-            if self._descriptor is not None and os.fstat(self._descriptor).st_size < self._status[2]:
-                raise _RowError(rows[0], "the file was cut off")
+            if self._descriptor is not None and _status(os.fstat(self._descriptor)) != self._status:
+                raise _RowError(rows[0], "the file was changed or cut off while it was in use")
             for name, array in arrays.items():
                 column = self._columns[name]
                 if isinstance(column, _Chunks):

@@ -48,7 +48,7 @@ class StoredSplits:
         self._stem = stem
         self._dataset = dataset
         self._memory_bytes = round(memory_gib * 2**30)
-        self._opened: dict[str, ShardDataset] = {}
+        self._opened: dict[tuple[str, tuple[str, ...]], ShardDataset] = {}
 
     @cached_property
     def local_folder(self) -> Path:
@@ -81,23 +81,32 @@ class StoredSplits:
         raise FileNotFoundError(f"no data set at {self.folder}; make it with: {command}")
 
     def has(self, split: str) -> bool:
-        """Whether the scheme puts any sample into `train`, `val` or `test`."""
-        return bool(self.manifest.splits[self.scheme].get(split))
+        """Whether the scheme puts any sample into `train`, `val` or `test`.
+
+        Raises:
+            ValueError: the data set lacks the scheme; the message names those that there are.
+        """
+        schemes = self.manifest.splits
+        if self.scheme not in schemes:
+            known = ", ".join(schemes) or "none"
+            raise ValueError(f"split scheme {self.scheme!r} is not in {self.folder}; it has {known}")
+        return split in SPLIT_CODES and schemes[self.scheme]["samples"][split] > 0
 
     def open(self, split: str, fields: Sequence[str]) -> ShardDataset:
-        """The samples of one split; opened once.
+        """The samples of one split; opened once for the same fields.
 
         Raises:
             ValueError: the data set lacks the scheme, the split or a field; the message names what there is.
         """
         if split not in SPLIT_CODES:
             raise ValueError(f"split must be 'train', 'val' or 'test', got {split!r}")
-        if split not in self._opened:
+        key = (split, tuple(fields))
+        if key not in self._opened:
             self.require()
-            self._opened[split] = ShardDataset(
+            self._opened[key] = ShardDataset(
                 self.folder, scheme=self.scheme, split=split, fields=fields, memory_bytes=self._memory_bytes
             )
-        return self._opened[split]
+        return self._opened[key]
 
 
 def loader(

@@ -9,6 +9,7 @@ group.
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import as_completed
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from datamodules.shards.attributes import read_attribute
 from datamodules.shards.index import Index, read_index
@@ -31,6 +33,7 @@ from datamodules.shards.splits import shared_groups, split_counts
 NOTE = "note: "
 """Lines that start so are worth knowing but no fault."""
 _BLOCK_BYTES = 16 * 2**20
+_INDEX_DATASETS = ("sample_id", "group", "group_name", "shard", "row")
 
 
 def verify_dataset(folder: Path | str, *, workers: int = 1, on_shard: Callable[[int], None] | None = None) -> list[str]:
@@ -59,8 +62,20 @@ def verify_dataset(folder: Path | str, *, workers: int = 1, on_shard: Callable[[
     except ShardError as error:
         return [str(error)]
     lines = _verify_files(folder, manifest, workers, on_shard, partial(verify_shard, folder, manifest))
-    known = {manifest.index_name, *(shard["name"] for shard in manifest.shards)}
-    return lines + [_unlisted(path) for path in sorted(folder.glob("*.h5")) if path.name not in known]
+    found = sorted(folder.glob("*.h5"))
+    # a split that was added meanwhile has another index and removes the old one
+    newer = _newer_manifest(folder, manifest) or manifest
+    known = {manifest.index_name, newer.index_name, *(shard["name"] for shard in manifest.shards)}
+    return lines + [_unlisted(path) for path in found if path.name not in known and os.path.lexists(path)]
+
+
+def _newer_manifest(folder: Path, manifest: Manifest) -> Manifest | None:
+    """The manifest that splits added since `manifest` was read have left, or None."""
+    try:
+        newer = Manifest.read(folder)
+    except (ShardError, FileNotFoundError):
+        return None
+    return newer if newer.index_name != manifest.index_name else None
 
 
 def _verify_remote(url: str, workers: int, on_shard: Callable[[int], None] | None) -> list[str]:
@@ -181,10 +196,10 @@ def _faults(check: Callable[..., None], *arguments: object, **named: object) -> 
     return []
 
 
-def _foreign_objects(file: h5py.File, path: Path, known: set[str]) -> list[str]:
+def _foreign_objects(group: h5py.Group, path: Path, known: set[str], prefix: str = "") -> list[str]:
     try:
-        names = list(file)
-    except (OSError, RuntimeError) as error:
+        names = [prefix + name for name in group]
+    except (OSError, RuntimeError, KeyError) as error:
         return [f"{path} is damaged: its contents cannot be listed ({error})"]
     return [f"{path} holds {name!r}, which the manifest does not name" for name in names if name not in known]
 
@@ -227,17 +242,39 @@ def _check_list(file: h5py.File, path: Path, name: str, length: str, field: Fiel
 
 
 def verify_index(folder: Path, manifest: Manifest) -> list[str]:
-    """Check the index against the manifest and the rules of the format; one line per fault or note."""
+    """Check the index against the manifest and the rules of the format; one line per fault or note.
+
+    When it cannot be read because splits were added since the manifest was read, the new index is checked.
+    """
     path = folder / manifest.index_name
     lines = _check_digest(path, manifest.index["sha256"])
     try:
         index = read_index(folder, manifest, schemes=list(manifest.splits))
+        with open_file(path, nbytes=manifest.index["bytes"]) as file:
+            lines += _foreign_in_index(file, path, manifest)
     except ShardError as error:
-        return [*lines, str(error)]
+        newer = _newer_manifest(folder, manifest)
+        return [*lines, str(error)] if newer is None else verify_index(folder, newer)
     lines += [f"{path}: {fault}" for fault in _index_faults(manifest, index)]
     for name, scheme in manifest.splits.items():
         lines += _split_lines(path, name, scheme, index)
     return lines
+
+
+def _foreign_in_index(file: h5py.File, path: Path, manifest: Manifest) -> list[str]:
+    """Objects and links of the index that the format does not know; none is followed."""
+    lines = _foreign_objects(file, path, {*_INDEX_DATASETS, "splits"})
+    try:
+        if not file.id.links.exists(b"splits"):
+            return lines
+        if file.id.links.get_info(b"splits").type != h5py.h5l.TYPE_HARD:
+            return [*lines, f"{path}: 'splits' is a link, which is refused"]
+        splits = file["splits"]
+    except (OSError, RuntimeError, KeyError) as error:
+        return [*lines, f"{path}: 'splits' is damaged ({error})"]
+    if not isinstance(splits, h5py.Group):
+        return [*lines, f"{path}: 'splits' is not a group"]
+    return lines + _foreign_objects(splits, path, {f"splits/{name}" for name in manifest.splits}, "splits/")
 
 
 def _index_faults(manifest: Manifest, index: Index) -> Iterator[str]:
@@ -246,6 +283,8 @@ def _index_faults(manifest: Manifest, index: Index) -> Iterator[str]:
         index.row, np.concatenate([np.arange(size) for size in sizes])
     ):
         yield "the samples are not stored in the order of the shards and rows"
+    yield from _text_faults("sample_id", index.sample_id)
+    yield from _text_faults("group_name", index.group_name)
     names, counts = np.unique(index.sample_id, return_counts=True)
     if len(names) != len(index.sample_id):
         yield f"sample id {names[np.argmax(counts)].decode('utf-8', 'replace')!r} occurs twice"
@@ -256,6 +295,17 @@ def _index_faults(manifest: Manifest, index: Index) -> Iterator[str]:
         yield f"{len(index.group_name) - len(used)} groups have no sample"
     if 1 + np.count_nonzero(np.diff(index.group)) != len(used):
         yield "the samples of a group do not follow each other"
+
+
+def _text_faults(name: str, texts: NDArray[np.bytes_]) -> Iterator[str]:
+    if (texts == b"").any():
+        yield f"entry {int(np.argmax(texts == b''))} of dataset {name!r} is empty"
+    for number, text in enumerate(texts.tolist()):
+        try:
+            text.decode()
+        except UnicodeDecodeError:
+            yield f"entry {number} of dataset {name!r} is not UTF-8: {text!r}"
+            return
 
 
 def _split_lines(path: Path, name: str, scheme: dict[str, object], index: Index) -> Iterator[str]:

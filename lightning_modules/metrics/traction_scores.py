@@ -69,7 +69,7 @@ def traction_metrics() -> nn.ModuleDict:
 
 
 def log_scores(
-    module: Any, batch: Any, stage: str, *, loss: Tensor | None, traction_pa: Tensor, residual: Tensor | None = None
+    module: Any, batch: Any, stage: str, *, loss: Tensor | None, traction_pa: Tensor, operator: Any = None
 ) -> None:
     """Add a batch to the metrics of a stage.
 
@@ -79,7 +79,7 @@ def log_scores(
         stage: "train", "val" or "test".
         loss: () of the batch; None for a method that has none.
         traction_pa: (batch, 2, y, x).
-        residual: (batch,), the forward residual; needed in the test.
+        operator: centre_element, reach and transfer_function of the measurement; needed in the test.
 
     """
     traction_pa = traction_pa.detach()
@@ -95,13 +95,15 @@ def log_scores(
             log_mean(module, "test/traction_nrmse_sd", prediction, target, mask, batch_size=size)
             for name in OVER_THE_FRAME:
                 log_mean(module, f"test/{name}", prediction, target, batch_size=size)
-            displacement = batch.displacement_px[known]
+            # of the true traction: noise would add to both energies and hide what is missing
+            displacement = displacement_px(batch, torch.nan_to_num(batch.traction_pa), **operator)[known]
             log_mean(module, "test/strain_energy_error", prediction, target, displacement, mask, batch_size=size)
     if stage == "test":
         everything = len(known)
         log_mean(module, "test/net_force_share", traction_pa, batch_size=everything)
         near = scores.grown(batch.cell_mask, radius_px=OUTLINE_BUFFER_PX)
         log_mean(module, "test/outside_share", traction_pa, near, batch_size=everything)
+        residual = forward_residual(batch, traction_pa, **operator)
         log_mean(module, "test/forward_residual", residual, batch_size=everything)
 
 
@@ -128,9 +130,20 @@ def summary(batch: Any, traction_pa: Tensor, **operator: Any) -> dict[str, Tenso
 def forward_residual(batch: Any, traction_pa: Tensor, **operator: Any) -> Tensor:
     """|G t - u| / |u| of every field over the whole frame, (batch,), arguments as in `summary`.
 
-    Both are taken relative to their means: a drift of the whole field is no traction.
+    Both are taken relative to their means: a drift of the whole field is no traction. NaN for a traction that is not
+    finite, and where nothing was displaced.
     """
-    explained = torch.stack(
+    usable = traction_pa.isfinite().flatten(1).all(dim=1)
+    explained = displacement_px(batch, torch.nan_to_num(traction_pa, posinf=0.0, neginf=0.0), **operator)
+    measured = batch.displacement_px - batch.displacement_px.mean(dim=(2, 3), keepdim=True)
+    rest = explained - explained.mean(dim=(2, 3), keepdim=True) - measured
+    residual = torch.linalg.vector_norm(rest, dim=(1, 2, 3)) / torch.linalg.vector_norm(measured, dim=(1, 2, 3))
+    return torch.where(usable & residual.isfinite(), residual, torch.nan)
+
+
+def displacement_px(batch: Any, traction_pa: Tensor, **operator: Any) -> Tensor:
+    """The displacement (batch, 2, y, x) in px that a traction would cause; every field has its own substrate."""
+    return torch.stack(
         [
             displacement_from_traction(
                 field / modulus,
@@ -144,6 +157,3 @@ def forward_residual(batch: Any, traction_pa: Tensor, **operator: Any) -> Tensor
             )
         ]
     )
-    measured = batch.displacement_px - batch.displacement_px.mean(dim=(2, 3), keepdim=True)
-    rest = explained - explained.mean(dim=(2, 3), keepdim=True) - measured
-    return torch.linalg.vector_norm(rest, dim=(1, 2, 3)) / torch.linalg.vector_norm(measured, dim=(1, 2, 3))

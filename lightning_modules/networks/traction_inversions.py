@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from physics.half_space import kernel_shape
 from physics.sparse_traction import traction_from_displacement_sparse
 from physics.traction_cytometry import choose_regularization, traction_from_displacement
 
@@ -50,8 +52,13 @@ class FourierInversion(nn.Module):
         self.choice = choice
         self.register_buffer("transfer_function", kernel_of(transfer_function), persistent=False)
 
-    def forward(self, displacement_px: Tensor, youngs_modulus_pa: Tensor, poisson_ratio: Tensor) -> Tensor:
-        """Displacement in px, modulus (batch,) in Pa and Poisson's ratio (batch,) -> traction / E."""
+    def forward(
+        self, displacement_px: Tensor, youngs_modulus_pa: Tensor, poisson_ratio: Tensor, **operator: Any
+    ) -> Tensor:
+        """Displacement in px, modulus (batch,) in Pa and Poisson's ratio (batch,) -> traction / E.
+
+        `operator` makes no difference: a periodic field has no centre element and no reach.
+        """
         return by_poisson_ratio(poisson_ratio, self._invert, displacement_px, youngs_modulus_pa)
 
     def _invert(self, poisson_ratio: float, displacement_px: Tensor, modulus_pa: Tensor) -> Tensor:
@@ -89,20 +96,33 @@ class SparseInversion(nn.Module):
         self.options = {"iterations": iterations, "centre_element": centre_element, "reach": reach}
         self.register_buffer("transfer_function", kernel_of(transfer_function), persistent=False)
 
-    def forward(self, displacement_px: Tensor, youngs_modulus_pa: Tensor, poisson_ratio: Tensor) -> Tensor:
-        """Displacement in px, modulus (batch,) in Pa and Poisson's ratio (batch,) -> traction / E."""
-        return by_poisson_ratio(poisson_ratio, self._invert, displacement_px)
+    def forward(
+        self, displacement_px: Tensor, youngs_modulus_pa: Tensor, poisson_ratio: Tensor, **operator: Any
+    ) -> Tensor:
+        """Displacement in px, modulus (batch,) in Pa and Poisson's ratio (batch,) -> traction / E.
 
-    def _invert(self, poisson_ratio: float, displacement_px: Tensor) -> Tensor:
+        `operator`: another centre_element, reach or transfer_function for these fields.
+        """
+        return by_poisson_ratio(poisson_ratio, partial(self._invert, operator), displacement_px)
+
+    def _invert(self, operator: dict[str, Any], poisson_ratio: float, displacement_px: Tensor) -> Tensor:
         substrate: dict[str, Any] = {**UNIT_SUBSTRATE, "poisson_ratio": poisson_ratio}
-        return traction_from_displacement_sparse(
-            displacement_px, **substrate, **self.options, transfer_function=self.transfer_function
-        )
+        options = {**self.options, "transfer_function": self.transfer_function, **operator}
+        return traction_from_displacement_sparse(displacement_px, **substrate, **options)
 
 
 def kernel_of(transfer_function: list[float] | None) -> Tensor | None:
-    """The kernel of a displacement measurement as a tensor; None for a perfect one."""
-    return None if transfer_function is None else torch.tensor(transfer_function, dtype=torch.float32)
+    """The kernel of a displacement measurement as a tensor; None for a perfect one.
+
+    Raises:
+        ValueError: a kernel that `physics.half_space` refuses.
+
+    """
+    if transfer_function is None:
+        return None
+    kernel = torch.tensor(transfer_function, dtype=torch.float32)
+    kernel_shape(kernel)
+    return kernel
 
 
 def by_poisson_ratio(poisson_ratio: Tensor, compute: Callable[..., Tensor], *fields: Tensor) -> Tensor:

@@ -82,6 +82,7 @@ def _pytfm() -> Callable[..., Any] | None:
 
 
 def _networks() -> list[dict[str, object]]:
+    from lightning_modules.networks.elastic_operator import ElasticOperator
     from lightning_modules.networks.kratz_unet import KratzUNet
     from lightning_modules.networks.planar_unet import PlanarUNet
     from lightning_modules.networks.traction_unet import TractionUNet3d
@@ -90,7 +91,8 @@ def _networks() -> list[dict[str, object]]:
     from physics.sparse_traction import traction_from_displacement_sparse
 
     numbers = compose("dl_tfm_ours")["module"]
-    ours = {name: numbers[name] for name in ("steps", "width", "depth", "poisson_ratio", "centre_element", "reach")}
+    ours = {name: numbers[name] for name in ("steps", "width", "depth")}
+    known = ElasticOperator(numbers["poisson_ratio"], numbers["centre_element"], numbers["reach"])
     sibling = compose("dl_tfm_unet")["module"]
     networks = {
         "TracNet, faithful": TractionUNet3d("faithful"),
@@ -104,7 +106,10 @@ def _networks() -> list[dict[str, object]]:
     for name, network in networks.items():
         network.eval()
         for label, dtype in (("float32", None), ("bfloat16", torch.bfloat16)):
-            methods[f"{name}, {label}"] = lambda network=network, dtype=dtype: _infer(network, field, dtype)
+            inputs = (field, known) if name == "ours" else (field,)
+            methods[f"{name}, {label}"] = lambda network=network, inputs=inputs, dtype=dtype: _infer(
+                network, inputs, dtype
+            )
     methods["group-sparse solver, float32, 40 iterations"] = lambda: traction_from_displacement_sparse(
         field, **SUBSTRATE
     )
@@ -123,9 +128,9 @@ def _networks() -> list[dict[str, object]]:
 
 
 @torch.inference_mode()
-def _infer(network: torch.nn.Module, field: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+def _infer(network: torch.nn.Module, inputs: tuple[Any, ...], dtype: torch.dtype | None) -> torch.Tensor:
     with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
-        result: torch.Tensor = network(field)
+        result: torch.Tensor = network(*inputs)
     return result
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -329,6 +330,26 @@ def test_a_data_set_that_does_not_fit_is_refused(make):
         make(dataset="foreign").setup("test")
     with pytest.raises(ValueError, match="fold9"):
         make(split="fold9").setup("validate")
+
+
+def test_a_split_is_there_when_it_holds_a_sample_whatever_share_it_was_to_have(make):
+    splits = make().splits
+    assert all(splits.has(split) for split in ("train", "val", "test"))
+    assert not splits.has("unused")
+    stored = splits.manifest.splits["default"]
+    samples = stored["samples"] | {"val": 0, "unused": stored["samples"]["unused"] + stored["samples"]["val"]}
+    splits.manifest = replace(splits.manifest, splits={"default": stored | {"samples": samples}})
+    assert [splits.has(split) for split in ("train", "val", "test")] == [True, False, True]
+    with pytest.raises(ValueError, match=r"^split scheme 'fold9' is not in .*arrows; it has default, "):
+        make(split="fold9").has_split("val")
+
+
+def test_a_split_is_opened_once_for_the_same_fields(make):
+    splits = make().splits
+    pictures = splits.open("val", ["image"])
+    assert splits.open("val", ["image"]) is pictures
+    assert list(splits.open("val", ["image", "frame"]).fields) == ["image", "frame"]
+    assert list(pictures.fields) == ["image"]
 
 
 @pytest.mark.parametrize(

@@ -341,12 +341,12 @@ def test_what_is_measured_is_never_moved(make):
 )
 def test_a_displacement_made_anew_is_that_of_the_physics(make, changed, operator):
     data = make(**changed)
-    stored = by_id(epoch_of(make().test_dataloader()))
-    for name, sample in by_id(epoch_of(data.test_dataloader())).items():
-        expected = displaced(stored[name].traction_pa, **operator) / SUBSTRATE["pixel_size_um"]
-        assert (sample.displacement_px - expected).abs().max() < FLOAT32 * expected.abs().max()
-        assert (sample.displacement_px - stored[name].displacement_px).abs().max() > 1e-3 * expected.abs().max()
-    assert same(epoch_of(data.train_dataloader()), epoch_of(make().train_dataloader()))
+    for split in ("train", "val", "test"):
+        stored = by_id(epoch_of(getattr(make(), f"{split}_dataloader")()))
+        for name, sample in by_id(epoch_of(getattr(data, f"{split}_dataloader")())).items():
+            expected = displaced(stored[name].traction_pa, **operator) / SUBSTRATE["pixel_size_um"]
+            assert (sample.displacement_px - expected).abs().max() < FLOAT32 * expected.abs().max()
+            assert (sample.displacement_px - stored[name].displacement_px).abs().max() > 1e-3 * expected.abs().max()
 
 
 def test_a_displacement_cannot_be_made_anew_without_a_traction(make):
@@ -378,6 +378,7 @@ def test_a_displacement_cannot_be_made_anew_without_a_traction(make):
         ({"tilt_px": -1.0}, "tilt_px must be finite and not negative, got -1.0"),
         ({"centre_element": "middle"}, "centre_element must be null, exact or published, got 'middle'"),
         ({"reach": "far"}, "reach must be null, full or published, got 'far'"),
+        ({"transfer_function": [0.5, 0.5]}, "transfer_function must be a real kernel"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(make, changed, message):

@@ -306,6 +306,38 @@ def test_a_tiny_file_that_claims_terabytes_is_refused_before_memory_is_asked_for
     assert_refused(folder, "00000.h5", "decompression bomb")
 
 
+@pytest.mark.parametrize("compression", [None, "lzf"])
+@pytest.mark.parametrize("field", ["image", "frame"])
+def test_a_chunk_that_leaves_its_checksum_out_is_refused(folder: Path, field: str, compression: str | None) -> None:
+    with h5py.File(folder / "00000.h5", "r+", libver=LIBRARY) as file:
+        values, chunks, attributes = file[field][:], file[field].chunks, dict(file[field].attrs)
+        del file[field]
+        dataset = file.create_dataset(field, data=values, chunks=chunks, fletcher32=True, compression=compression)
+        dataset.attrs.update(attributes)
+        place = (1, *(0,) * (values.ndim - 1))
+        # four bytes more, so that the size alone does not give it away
+        dataset.id.write_direct_chunk(place, values[1].tobytes() + b"\0" * 4, filter_mask=0b11 if compression else 0b1)
+    reseal(folder)
+    assert_refused(folder, "00000.h5", "stored without its checksum")
+
+
+def test_an_index_that_leaves_a_checksum_out_is_refused(folder: Path) -> None:
+    with h5py.File(folder / "index.h5", "r+", libver=LIBRARY) as file:
+        values = file["row"][:]
+        del file["row"]
+        dataset = file.create_dataset("row", data=values, chunks=values.shape, fletcher32=True)
+        dataset.id.write_direct_chunk((0,), values.tobytes() + b"\0" * 4, filter_mask=1)
+    reseal(folder)
+    assert_refused(folder, "index.h5", "stored without its checksum")
+
+
+def test_a_chunk_that_lzf_leaves_as_it_is_stays_readable(folder: Path) -> None:
+    replace_image(folder, lambda file: file.create_dataset(**like_image(compression="lzf")))
+    with h5py.File(folder / "00000.h5") as file:
+        assert file["image"].id.get_chunk_info(0).filter_mask == 1  # noise does not get smaller
+    read_all(folder)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_value_that_is_no_number_is_reported_with_its_row(folder: Path, value: float) -> None:
     with h5py.File(folder / "00001.h5", "r+", libver=LIBRARY) as file:

@@ -122,6 +122,20 @@ def test_imagej_gets_its_axes_in_its_own_order(tmp_path: Path) -> None:
         assert np.array_equal(file.series[0].asarray(), movie.transpose(4, 3, 2, 1, 0))
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "float64"])
+@pytest.mark.parametrize(("axes", "shape"), [("cyx", (3, 5, 1)), ("zcyx", (4, 3, 5, 1)), ("yx", (1, 1))])
+def test_an_image_one_pixel_wide_keeps_its_axes(tmp_path: Path, axes: str, shape: tuple[int, ...], dtype: str) -> None:
+    line = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+    arguments: dict[str, Any] = {"stem": "circular", "splits": {}, "seed": 0, "provenance": {}}
+    fields = {"line": {"axes": axes, "unit": "counts"}}
+    write_dataset(tmp_path / "twin", [Sample("a", "a", {"line": line})], fields=fields, **arguments)
+    export_dataset(tmp_path / "twin", tmp_path / "out", file_format="tiff")
+    with tifffile.TiffFile(tmp_path / "out" / "a_line.tif") as file:
+        assert file.is_imagej == (dtype != "float64")
+        assert file.series[0].axes == axes.upper()
+        assert np.array_equal(file.series[0].asarray(), line)
+
+
 def test_the_table_has_a_row_per_sample_with_numbers_that_lose_nothing(folder: Path, tmp_path: Path) -> None:
     export_dataset(folder, tmp_path / "out")
     rows = read_table(tmp_path / "out")

@@ -57,15 +57,27 @@ def merged(folders: list[Path], out: Path, **options: Any) -> tuple[Manifest, li
 
 def split_of(folder: Path, scheme: str) -> dict[str, int]:
     dataset = ShardDataset(folder)
-    return dict(zip(dataset.sample_ids.tolist(), stored_codes(dataset, scheme).tolist(), strict=True))
+    return dict(zip(dataset.sample_ids.tolist(), stored_codes(dataset, [scheme])[scheme].tolist(), strict=True))
 
 
 def test_stored_codes_are_the_splits_of_the_reader(tmp_path: Path) -> None:
     folder = write(tmp_path / "a", "a", splits={"part": {"unit": "group", "train": 0.5, "test": 0.25}})
-    codes = stored_codes(ShardDataset(folder, scheme="part", split="test"), "part")
+    codes = stored_codes(ShardDataset(folder, scheme="part", split="test"), ["part"])["part"]
     assert set(codes) == {0, 2, -1}
     for split, code in (("train", 0), ("test", 2)):
         assert np.array_equal(ShardDataset(folder, scheme="part", split=split).indices, np.flatnonzero(codes == code))
+
+
+def test_schemes_added_after_a_data_set_was_opened_do_not_disturb_its_codes(tmp_path: Path) -> None:
+    folder = write(tmp_path / "a", "a")
+    dataset = ShardDataset(folder)
+    before = stored_codes(dataset, ["default"])["default"]
+    add_splits(folder, {"patch": SAMPLE}, seed=1)
+    after = stored_codes(dataset, ["default", "patch"])
+    assert np.array_equal(after["default"], before)
+    assert set(after["patch"]) == {0, 2}
+    with pytest.raises(ShardError, match="'splits/nowhere' is missing"):
+        stored_codes(dataset, ["nowhere"])
 
 
 def test_every_sample_comes_over_and_keeps_its_split(tmp_path: Path) -> None:
@@ -121,7 +133,7 @@ def test_no_group_is_ever_in_two_splits_and_no_trained_sample_is_tested(
     assert verify_dataset(root / "out") == []
     everything = ShardDataset(root / "out")
     for scheme in manifest.splits:
-        codes = stored_codes(everything, scheme)
+        codes = stored_codes(everything, [scheme])[scheme]
         trained, tested = set(everything.groups[codes == 0]), set(everything.groups[codes == 2])
         assert trained
         assert tested
@@ -286,7 +298,7 @@ def test_memory_does_not_grow_with_the_samples(tmp_path: Path) -> None:
 def test_codes_can_be_given_to_the_writer_and_are_checked(tmp_path: Path) -> None:
     codes = np.repeat(np.array([0, 1, 2, -1] * 2, np.int8), 3)
     folder = write(tmp_path / "a", "a", splits={"default": GROUP, "mine": GROUP}, codes={"mine": codes})
-    assert np.array_equal(stored_codes(ShardDataset(folder), "mine"), codes)
+    assert np.array_equal(stored_codes(ShardDataset(folder), ["mine"])["mine"], codes)
     entry = Manifest.read(folder).splits["mine"]
     assert entry["seed"] is None
     assert entry["samples"] == {"train": 6, "val": 6, "test": 6, "unused": 6}

@@ -70,6 +70,15 @@ def test_imagej_sees_channels_slices_and_frames(tmp_path: Path) -> None:
         assert file.series[0].shape == (3, 2, 4, 5)
 
 
+def test_a_field_one_pixel_wide_keeps_its_axes_for_imagej(tmp_path: Path) -> None:
+    values = np.arange(15, dtype=np.float32).reshape(3, 5, 1)
+    with FieldStage(tmp_path, 0) as stage:
+        stage.add("a", "stress_pa", values)
+    with tifffile.TiffFile(tmp_path / "a_stress_pa.tif") as file:
+        assert (file.series[0].axes, file.series[0].shape) == ("CYX", (3, 5, 1))
+        assert np.array_equal(file.series[0].asarray(), values)
+
+
 def test_texts_have_a_fixed_length_and_datasets_say_their_axes(tmp_path: Path) -> None:
     with FieldStage(tmp_path, 0) as stage:
         staged = [stage.add(name, "traction_pa", np.zeros((2, 3, 4), np.float32)) for name in ("Zelle 1/ä", "b")]

@@ -256,7 +256,21 @@ def test_a_file_cut_off_after_it_was_read_is_an_error_and_not_a_crash(folder: Pa
     check(dataset[0], 0)
     with shard_of(copy, 0).open("r+b") as stream:
         stream.truncate(100)
-    with pytest.raises(ShardError, match=r"00000\.h5: row 0 cannot be read.*the file was cut off"):
+    with pytest.raises(ShardError, match=r"00000\.h5: row 0 cannot be read.*changed or cut off while it was in use"):
+        dataset[0]
+
+
+def test_a_file_of_the_same_size_that_changed_while_it_was_open_is_an_error(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "twin"
+    shutil.copytree(folder, copy)
+    dataset = ShardDataset(copy)
+    check(dataset[0], 0)  # its checksum is not compared again
+    path = shard_of(copy, 0)
+    with path.open("r+b") as stream:
+        stream.seek(path.read_bytes().find(image(0).tobytes()))
+        stream.write(b"\0\1\2")
+    os.utime(path, ns=(0, 0))
+    with pytest.raises(ShardError, match=r"00000\.h5: row 0 cannot be read.*changed or cut off while it was in use"):
         dataset[0]
 
 
@@ -273,6 +287,7 @@ def test_a_file_that_changed_while_it_was_closed_is_checked_anew(folder: Path, t
     os.utime(shard_of(copy, 0), (0, 0))
     with pytest.raises(ShardError, match=r"00000\.h5.*checksum does not match"):
         dataset[0]
+    dataset.close()
     content[place + 3] ^= 1
     shard_of(copy, 0).write_bytes(content)
     check(dataset[0], 0)

@@ -18,7 +18,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from datamodules.shards.reader import ShardDataset
 from datamodules.shards.remote import folder_in, is_remote, open_mirror
 from datamodules.shards.resplit import add_splits
-from datamodules.shards.schema import Manifest, ShardError
+from datamodules.shards.schema import SPLIT_CODES, Manifest, ShardError
+from datamodules.shards.stored_codes import stored_codes
 from datamodules.shards.verify import verify_dataset
 
 pytestmark = pytest.mark.usefixtures("remote_cache")
@@ -160,6 +161,16 @@ def test_who_reads_the_old_data_set_is_told_that_it_was_replaced(
     assert np.array_equal(dataset[0].fields["image"], before)
     with pytest.raises(ShardError, match=r"00003\.h5 is not what the manifest says .*open the data set anew"):
         dataset[11]
+
+
+def test_the_codes_of_all_schemes_come_from_the_mirror(original: Path, server: Any) -> None:
+    dataset = ShardDataset(server.url)
+    before = dict(server.asked)
+    codes = stored_codes(dataset, ["default"])["default"]
+    assert server.asked == before
+    for split, code in SPLIT_CODES.items():
+        selected = ShardDataset(original, scheme="default", split=split)
+        assert np.array_equal(selected.indices, np.flatnonzero(codes == code))
 
 
 def test_added_splits_bring_a_new_index_and_no_shard(original: Path, server: Any, tmp_path: Path) -> None:

@@ -123,6 +123,21 @@ def test_a_shard_that_is_open_is_read_on_after_it_was_removed(
     check_all(dataset, original)
 
 
+def test_a_shard_that_left_the_cache_after_it_was_closed_is_fetched_again(
+    original: Path, server: Any, remote_cache: Path
+) -> None:
+    dataset = ShardDataset(server.url, max_open_files=1)
+    check_all(dataset, original)
+    (first,) = remote_cache.glob(f"*/{NAMES[0]}")
+    first.unlink()
+    check_all(dataset, original)
+    assert [server.asked[name] for name in NAMES] == [2, 1, 1, 1]
+    lock = first.with_name(f".{first.name}.lock")
+    os.utime(lock, (time.time() - 300,) * 2)
+    assert dataset[0].fields["frame"] == 0
+    assert lock.stat().st_mtime > time.time() - 60  # to be taken up again is to be used
+
+
 def test_a_bound_that_is_no_number_is_told(memory_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MECHANOLAB_CACHE_BYTES", "5G")
     with pytest.raises(ShardError, match="MECHANOLAB_CACHE_BYTES must be a whole number of bytes, got '5G'"):

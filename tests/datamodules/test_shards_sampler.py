@@ -14,6 +14,7 @@ from datamodules.shards.sampler import EpochBatchSampler, ResumableLoader
 
 LENGTH, BATCH, SEED = 23, 4, 7
 BATCHES = 6
+NUMBERS = {"batch_size": BATCH, "world_size": 1, "seed": SEED, "length": LENGTH}
 
 Batch = list[tuple[int, int]]
 
@@ -141,7 +142,7 @@ def test_a_loader_stopped_in_an_epoch_continues_with_the_batches_that_were_left(
     iterator = iter(first)
     seen = [next(iterator) for _ in range(2)]
     state = first.state_dict()
-    assert state == {"epoch": 1, "batch": 2}  # however many the workers have prefetched by now
+    assert state == {"epoch": 1, "batch": 2, **NUMBERS}  # however many the workers have prefetched by now
     del iterator
 
     second = loader(**changes)
@@ -158,10 +159,10 @@ def test_a_loader_stopped_at_the_end_of_an_epoch_continues_with_the_next(changes
     first = loader(**changes)
     epoch_of(first, 0)
     state = first.state_dict()
-    assert state == {"epoch": 0, "batch": BATCHES}
+    assert state == {"epoch": 0, "batch": BATCHES, **NUMBERS}
     second = loader(**changes)
     second.load_state_dict(state)
-    assert second.state_dict() == {"epoch": 1, "batch": 0}
+    assert second.state_dict() == {"epoch": 1, "batch": 0, **NUMBERS}
     assert [list(batch) for batch in second] == epoch_of(sampler(), 1)
 
 
@@ -196,17 +197,26 @@ def test_an_iteration_left_early_does_not_disturb_the_position_of_the_next() -> 
     next(current)
     next(current)
     next(abandoned)
-    assert source.state_dict() == {"epoch": 0, "batch": 2}
+    assert source.state_dict() == {"epoch": 0, "batch": 2, **NUMBERS}
 
 
 def test_the_position_of_an_untouched_loader_is_the_beginning() -> None:
-    assert loader().state_dict() == {"epoch": 0, "batch": 0}
+    assert loader().state_dict() == {"epoch": 0, "batch": 0, **NUMBERS}
 
 
 @pytest.mark.parametrize("state", [{}, {"epoch": 1}, {"epoch": "x", "batch": 0}, {"epoch": -1, "batch": 0}])
 def test_a_state_without_epoch_and_batch_is_refused(state: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="epoch and batch"):
         loader().load_state_dict(state)
+
+
+@pytest.mark.parametrize(("name", "other"), [("batch_size", 3), ("world_size", 2), ("seed", 8), ("length", 24)])
+def test_a_state_of_another_order_is_refused_by_the_number_that_differs(name: str, other: int) -> None:
+    resumed = loader()
+    state = ResumableLoader(Echo(), batch_sampler=sampler(**{name: other})).state_dict()
+    with pytest.raises(ValueError, match=f"with {name} {other}, this loader has {NUMBERS[name]}: .* the same {name}$"):
+        resumed.load_state_dict(state | {"epoch": 3})
+    assert resumed.state_dict() == {"epoch": 0, "batch": 0, **NUMBERS}  # untouched
 
 
 def test_iterating_leaves_the_global_random_stream_alone() -> None:

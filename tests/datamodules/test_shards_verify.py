@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from datamodules.batches import Sample
-from datamodules.shards.schema import Manifest
+from datamodules.shards.reader import ShardDataset
+from datamodules.shards.resplit import add_splits
+from datamodules.shards.schema import Manifest, ShardError
 from datamodules.shards.splits import split_counts
 from datamodules.shards.verify import verify_dataset
 from datamodules.shards.writer import write_dataset
@@ -41,9 +43,14 @@ def edit_index(folder: Path, name: str, place: int, value: Any, *, counts: bool 
         scheme: entry | (split_counts(codes[scheme], group) if counts else {})
         for scheme, entry in manifest.splits.items()
     }
-    content = path.read_bytes()
+    reseal_index(folder, splits=splits)
+
+
+def reseal_index(folder: Path, **changes: Any) -> None:
+    """Give the manifest the size and checksum that the index has now."""
+    content = (folder / "index.h5").read_bytes()
     index = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    dataclasses.replace(manifest, index=index, splits=splits).write(folder)
+    dataclasses.replace(Manifest.read(folder), index=index, **changes).write(folder)
 
 
 def test_a_group_in_two_splits_of_a_scheme_by_group_is_a_fault(tmp_path: Path) -> None:
@@ -88,6 +95,78 @@ def test_an_index_against_the_rules_is_a_fault(
     edit_index(folder, name, place, value, counts="splits" not in name)
     lines = verify_dataset(folder)
     assert any(complaint in line and "index.h5" in line for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "complaint"),
+    [
+        ("sample_id", b"\xff\xfe", "entry 0 of dataset 'sample_id' is not UTF-8"),
+        ("group_name", b"\xff\xfe", "entry 0 of dataset 'group_name' is not UTF-8"),
+        ("sample_id", b"", "entry 0 of dataset 'sample_id' is empty"),
+        ("group_name", b"", "entry 0 of dataset 'group_name' is empty"),
+    ],
+)
+def test_a_text_of_the_index_that_is_none_is_a_fault(tmp_path: Path, name: str, value: bytes, complaint: str) -> None:
+    folder = write(tmp_path / "twin", {"default": GROUP})
+    edit_index(folder, name, 0, value)
+    (line,) = verify_dataset(folder)
+    assert complaint in line
+    assert str(folder / "index.h5") in line
+    if value:
+        dataset = ShardDataset(folder)
+        for read in (lambda: dataset[0], lambda: dataset.sample_ids if name == "sample_id" else dataset.groups):
+            with pytest.raises(ShardError, match=rf"index\.h5: dataset '{name}' holds a text that is not UTF-8"):
+                read()
+
+
+def test_links_and_foreign_objects_in_the_index_are_faults(tmp_path: Path) -> None:
+    folder = write(tmp_path / "twin", {"default": GROUP})
+    with h5py.File(folder / "index.h5", "r+", libver=("v110", "v110")) as file:
+        file["more"] = h5py.ExternalLink("/etc/passwd", "/")
+        file["splits/gone"] = h5py.SoftLink("/nowhere")
+    reseal_index(folder)
+    path = folder / "index.h5"
+    assert verify_dataset(folder) == [
+        f"{path} holds 'more', which the manifest does not name",
+        f"{path} holds 'splits/gone', which the manifest does not name",
+    ]
+
+
+def test_a_link_in_place_of_the_splits_is_a_fault(tmp_path: Path) -> None:
+    folder = write(tmp_path / "twin", {})
+    with h5py.File(folder / "index.h5", "r+", libver=("v110", "v110")) as file:
+        file["splits"] = h5py.SoftLink("/nowhere")
+    reseal_index(folder)
+    assert verify_dataset(folder) == [f"{folder / 'index.h5'}: 'splits' is a link, which is refused"]
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before the index is read", "after"])
+def test_a_split_added_while_a_data_set_is_verified_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    folder = write(tmp_path / "twin", {"default": GROUP})
+    more = {"more": {"unit": "group", "train": 0.5, "test": 0.5}}
+    if late:
+        heard: list[int] = []
+
+        def add_once(number: int) -> None:
+            if not heard:
+                add_splits(folder, more, seed=0)
+            heard.append(number)
+
+        assert verify_dataset(folder, on_shard=add_once) == []
+        assert len(heard) == 4
+    else:
+        stale, read = [Manifest.read(folder)], Manifest.read
+        add_splits(folder, more, seed=0)
+        monkeypatch.setattr(Manifest, "read", lambda place: stale.pop() if stale else read(place))
+        assert verify_dataset(folder) == []
+        assert not stale
+    assert not (folder / "index.h5").exists()
+    (folder / "index-7.h5").touch()
+    (line,) = verify_dataset(folder)
+    assert line.startswith("note: ")
+    assert "index-7.h5 is not listed in the manifest" in line
 
 
 def test_counts_of_a_split_that_differ_from_the_manifest_are_a_fault(tmp_path: Path) -> None:

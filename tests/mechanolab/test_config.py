@@ -79,7 +79,7 @@ def test_the_environment_is_the_only_interpolation(
         (["module.learning_rate=fast"], r"module\.learning_rate must be a number, got 'fast'"),
         (
             ["module.learning_rate='1e-5'"],
-            r"module\.learning_rate must be a number, got '1e-5'; it is a text: write 1e-05",
+            r"module\.learning_rate must be a number, got '1e-5'; it is a text: write 1.0e-05",
         ),
         (["monitor.mode=mn"], r"monitor\.mode must be 'min' or 'max', got 'mn' \(did you mean 'min'\?\)"),
         (["module=3"], r"module is a section with keys of its own"),

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from datamodules.batches import Sample
 from datamodules.shards.reader import ShardDataset
 from datamodules.shards.schema import Manifest
+from datamodules.shards.writer import write_dataset
 from mechanolab import data
 from mechanolab.config import RequestError
 
@@ -317,6 +318,38 @@ def test_inspect_of_a_paper_without_figures_draws_its_fields(twin: Path, capfd: 
     assert capfd.readouterr().out.splitlines()[-1] == f"contact sheet: {twin / 'contact_sheet.png'}"
     assert (twin / "contact_sheet.png").read_bytes().startswith(b"\x89PNG")
     assert data.verify(twin) == 0
+
+
+def test_inspect_of_a_data_set_that_lacks_a_field_of_the_papers_picture_draws_what_is_there(
+    twin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def needs_angle(samples: list[Sample]) -> Figure:
+        return contact_sheet([one for one in samples if one.fields["angle_rad"] is not None])
+
+    data.simulate(STEM)
+    monkeypatch.setattr(sys.modules[f"lightning_modules.figures.{STEM}"], "contact_sheet", needs_angle)
+    assert data.inspect(twin) == 0
+    assert (twin / "contact_sheet.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("provenance", "shown"),
+    [
+        ({"irreducible_error": "about ten degrees"}, "best possible: about ten degrees"),
+        ({"irreducible_error": {"value": 11.5}}, "best possible: {'value': 11.5}"),
+        ({"irreducible_error": {"metric": "m", "value": "small", "how": "by hand"}}, "'value': 'small'"),
+        ({"made_by": "merge", "sources": "two archives"}, "two archives"),
+        ({"made_by": "merge", "sources": ["an archive", {"dataset": "twin"}]}, "{'dataset': 'twin'}"),
+    ],
+)
+def test_provenance_of_another_form_is_shown_as_text(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], provenance: dict[str, Any], shown: str
+) -> None:
+    samples = [Sample("a", "a", {"image": np.zeros((1, 2, 2), np.uint8)})]
+    fields = SHARED["FIELDS"]
+    write_dataset(tmp_path / "own", samples, stem=STEM, fields=fields, splits={}, seed=0, provenance=provenance)
+    assert data.inspect(tmp_path / "own") == 0
+    assert shown in capfd.readouterr().out
 
 
 def test_a_picture_that_cannot_be_written_is_a_request_error(twin: Path, tmp_path: Path) -> None:

@@ -201,6 +201,22 @@ def test_nothing_that_a_shard_can_hold_breaks_the_picture(
     sheet(*fields, samples=2)
 
 
+@pytest.mark.parametrize(
+    ("axes", "shape", "unit"),
+    [
+        ("yx", (4, 4), "1"),
+        ("cyx", (2, 4, 4), "Pa"),
+        ("czyx", (3, 2, 4, 4), "um"),
+        ("k", (9,), "1"),
+        ("nc", (6, 2), "px"),
+    ],
+)
+def test_numbers_near_the_largest_of_64_bits_are_drawn(axes: str, shape: tuple[int, ...], unit: str) -> None:
+    values = 1e308 * rng().choice([-1.0, 1.0], shape)
+    figure = sheet(("image", "1", "yx", np.eye(4)), ("field", unit, axes, values))
+    assert any("cut at 1e+150" in title for title in panels(figure)) == ("y" in axes)
+
+
 def test_unfit_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="samples must hold at least one"):
         contact_sheet({}, [])

@@ -167,6 +167,32 @@ def test_another_merge_in_the_folder_is_not_touched(
     assert contents(tmp_path / "both") == before
 
 
+def test_a_merge_repeated_after_its_sources_were_split_is_refused(
+    twin: Path, other: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ("merge", twin, other, "--out", tmp_path / "both")
+    assert run(*words) == 0
+    assert run("split", tmp_path / "both", "--folds", "3", "--name", "own") == 0
+    assert run(*words) == 0
+    before = contents(tmp_path / "both")
+    # the first of these names is taken in the merge by a scheme of its own
+    for name in ("own0", "mine"):
+        for folder in (twin, other):
+            assert run("split", folder, "--name", name, "--train", "0.5", "--test", "0.5") == 0
+        assert "holds this merge without the split scheme 'own0'" in refusal(capfd, *words)
+    assert contents(tmp_path / "both") == before
+
+
+def test_a_merge_repeated_without_a_shared_scheme_of_its_sources_is_refused(
+    twin: Path, other: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ("merge", twin, other, "--out", tmp_path / "both")
+    assert run(*words) == 0
+    for folder in (twin, other):
+        assert run("split", folder, "--folds", "3") == 0
+    assert "without the split scheme 'fold0' that the merge would have today" in refusal(capfd, *words)
+
+
 def test_merge_of_equal_names_tells_of_the_prefix(
     twin: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

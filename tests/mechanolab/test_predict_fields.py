@@ -79,7 +79,7 @@ def test_a_wrong_request_is_one_sentence_that_names_the_mend(
     np.savez(folder / "wide.npz", displacement_px=np.random.default_rng(0).normal(size=(2, 9, 12)))
     words = [*FTTC, "--input", str(folder)]
     for more, said in (
-        (["module.reach=published"], "got (y, x) = (9, 12): give reach 'full'"),
+        (["module.transfer_function=[0.5,0.5]"], "transfer_function must be a real kernel (n,) or (n_y, n_x) of odd"),
         (["module.reach=full", "module.cutoff_percentile=98"], "give the cell's outline, or apply no cutoff"),
         (["--pixel-size-um", "-1"], "pixel_size_um must be positive, got -1.0"),
     ):

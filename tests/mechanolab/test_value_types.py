@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import yaml
 
 from datamodules.shards.schema import Manifest
 from mechanolab.cli import main
@@ -18,6 +20,8 @@ from mechanolab.value_types import mismatch
     [
         (1, int), (1, float), (0.5, float), ("a", str), (True, bool), (None, float | None), ([1, 2.5], list[float]),
         ([], Sequence[int]), ("b", Literal["a", "b"]), ({"a": 1}, dict[str, int]), ("x/y", Path), ([3], Any),
+        ([1, "a"], Sequence), ([1], list), ({"a": 1}, Mapping), ("32-true", timedelta), (3, str | timedelta),
+        ([{"class_path": "a.B"}], list[timedelta] | None),
     ],
 )  # fmt: skip
 def test_what_fits_is_left_alone(value: Any, annotation: Any) -> None:
@@ -34,10 +38,44 @@ def test_what_fits_is_left_alone(value: Any, annotation: Any) -> None:
         (["a"], list[int], "must be a list of a whole number, got ['a']"),
         ("c", Literal["a", "b"], "must be 'a' or 'b', got 'c'"),
         (3, str, "must be a text, got 3"),
+        ("a", Sequence, "must be a list, got 'a'"),
     ],
 )
 def test_what_does_not_fit_is_named(value: Any, annotation: Any, complaint: str) -> None:
     assert complaint in str(mismatch(value, annotation))
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation", "hint"),
+    [
+        ("5", int, "write 5 without quotes"),
+        ("5", float, "write 5 without quotes"),
+        ("1e3", int, "write 1000 without quotes"),
+        ("1e3", float | None, "write 1000.0 without quotes and with a decimal point"),
+        ("1e-30", float, "write 1.0e-30 without quotes and with a decimal point"),
+        ("2", Literal[1, 2], "write 2 without quotes"),
+    ],
+)
+def test_the_hint_is_what_to_write(value: str, annotation: Any, hint: str) -> None:
+    fault = mismatch(value, annotation)
+    assert str(fault).endswith(f"; it is a text: {hint}")
+    assert mismatch(yaml.safe_load(hint.split()[1]), annotation) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation"),
+    [
+        ("0.5", int),
+        ("1", bool),
+        ("1e3", list[float]),
+        ("nan", float),
+        ("1e400", float),
+        ("inf", int),
+        ("3", Literal[1]),
+    ],
+)
+def test_no_hint_leads_to_another_mistake(value: str, annotation: Any) -> None:
+    assert str(mismatch(value, annotation)).endswith(f"got {value!r}")
 
 
 def test_the_command_line_sets_a_simulators_parameters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

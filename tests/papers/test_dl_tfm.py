@@ -177,7 +177,7 @@ def test_the_learning_rate_falls_as_in_matlab():
 
 
 def test_decay_is_on_weights_and_momentum_is_matlabs():
-    optimizer = build("dl_tfm").configure_optimizers()["optimizer"]
+    (optimizer,), _ = build("dl_tfm").configure_optimizers()
     for group in optimizer.param_groups:
         assert group["momentum"] == 0.9
         for parameter in group["params"]:
@@ -239,10 +239,15 @@ def test_a_step_of_adagrad_is_blind_to_the_scale_of_the_loss():
         ("dl_tfm", {"decay_epochs": 0}, "decay_epochs must be positive, got 0"),
         ("dl_tfm_ours", {"learning_rate": math.nan}, "learning_rate must be positive, got nan"),
         ("dl_tfm_ours", {"step_weight": 1.5}, r"step_weight must lie in \[0, 1\], got 1.5"),
-        ("dl_tfm_ours", {"warm_up_share": 0.0}, r"warm_up_share must lie in \(0, 1\), got 0.0"),
+        ("dl_tfm_ours", {"warm_up_share": -0.1}, r"warm_up_share must lie in \[0, 1\], got -0.1"),
         ("dl_tfm_ours", {"steps": -1}, "steps must be at least 0, got -1"),
         ("dl_tfm_fttc", {"cutoff_percentile": 101.0}, r"cutoff_percentile must lie in \[0, 100\], got 101.0"),
-        ("dl_tfm_fttc", {"frame_border_px": -1}, "frame_border_px must not be negative, got -1"),
+        ("dl_tfm_fttc", {"frame_border_px": -1}, r"frame_border_px must lie in \[0, 1e\+09\], got -1"),
+        ("dl_tfm_fttc", {"transfer_function": [0.5, 0.5]}, "transfer_function must be a real kernel"),
+        ("dl_tfm_sparse", {"transfer_function": [0.1, 0.5, 0.3]}, "transfer_function must be equal to itself"),
+        ("dl_tfm", {"weight_decay": -1.0}, r"weight_decay must lie in \[0, 1e\+09\], got -1.0"),
+        ("dl_tfm_ours", {"poisson_ratio": 0.7}, r"poisson_ratio must lie in \(0, 0.5\], got 0.7"),
+        ("dl_tfm_unet", {"vary_operator": True}, "vary_operator must be false for the plain U-Net"),
         ("dl_tfm_fttc", {"centre_element": "mean"}, "centre_element must be one of exact, published, got 'mean'"),
         ("dl_tfm_sparse", {"reach": "far"}, "reach must be one of full, published, got 'far'"),
     ],
