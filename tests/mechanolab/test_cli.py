@@ -57,7 +57,7 @@ def assert_refused(words: list[str], message: str, capsys: pytest.CaptureFixture
         (["fit", "circular_twin", "--resume", "nowhere.ckpt"], "--resume nowhere.ckpt"),
         (["fit", "circular_twin", "--config-json", "{"], "--config-json is not valid JSON"),
         (["fit", "circular_twin", "--config-json", "[1]"], "--config-json must be an object"),
-        (["fit", "circular_twin", "--config-json", '{"module.learning_rate": "1e-5"}'], "it is a text: write 1e-05"),
+        (["fit", "circular_twin", "--config-json", '{"module.learning_rate": "1e-5"}'], "it is a text: write 1.0e-05"),
         (["fit", "circular_twin", "--runid", "a"], "unknown option --runid (did you mean '--run-id'?)"),
         (["fit", "circular_twin", "fast"], "'fast' is not understood"),
         (["test", "circular_twin"], "name one with --run ID"),

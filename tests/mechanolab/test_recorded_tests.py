@@ -19,6 +19,8 @@ from mechanolab.sweeps import local
 from mechanolab.sweeps.study import check_definition, sweep_folder
 from mechanolab.sweeps.sweep_file import Sweep, check_tested_run, load_sweep
 
+pytestmark = pytest.mark.slow
+
 COMMAND = ["${env}", "${interpreter}", "-m", "mechanolab", "test", "toy", "--config-json", "${args_json}"]
 TRIAL = """\
 import importlib.util, os, sys
@@ -33,8 +35,6 @@ folder.mkdir()
 toy.install(folder, pytest.MonkeyPatch())
 os.environ.update(given)
 from mechanolab.cli import main
-
-pytestmark = pytest.mark.slow
 sys.exit(main(sys.argv[1:]))
 """
 """What a trial's process runs: the command, with the toy experiments in place of the shipped ones."""

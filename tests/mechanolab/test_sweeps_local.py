@@ -22,6 +22,8 @@ from mechanolab.sweeps import local, processes, sweep_file
 from mechanolab.sweeps.study import Study, events, only_driver, sweep_folder
 from mechanolab.sweeps.sweep_file import Sweep, load_sweep
 
+pytestmark = pytest.mark.slow
+
 WAIT_S = 30.0
 """Longest wait for a child on a busy machine; what is waited for takes well under a second."""
 
@@ -29,8 +31,6 @@ FIT = '''
 """Trains nothing: one line of metrics an epoch, a checkpoint after each, and the states that `fit` writes."""
 import fcntl, json, os, signal, socket, sys, time
 from pathlib import Path
-
-pytestmark = pytest.mark.slow
 
 values = json.loads(sys.argv[sys.argv.index("--config-json") + 1])
 run_id, kind = os.environ["WANDB_RUN_ID"], values["module.kind"]
