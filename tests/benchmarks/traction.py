@@ -72,7 +72,7 @@ def _pytfm() -> Callable[..., Any] | None:
     found = importlib.util.find_spec("pyTFM")
     if found is None or found.submodule_search_locations is None:
         return None
-    source = (Path(next(iter(found.submodule_search_locations))) / "TFM_functions.py").read_text(encoding="utf-8")
+    source = (Path(next(iter(found.submodule_search_locations))) / "TFM_functions.py").read_text(encoding="utf-8-sig")
     tree = ast.parse(source)
     tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "ffttc_traction"]
     names: dict[str, Any] = {"np": np, "scipy": scipy}
