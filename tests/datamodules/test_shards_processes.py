@@ -12,6 +12,8 @@ import pytest
 
 from datamodules.shards.processes import worker_pool
 
+pytestmark = pytest.mark.slow
+
 LIGHT = "datamodules.shards.schema"
 PATIENCE_S = 20.0
 

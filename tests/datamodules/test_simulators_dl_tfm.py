@@ -16,6 +16,8 @@ from mechanolab import data
 from physics.half_space import displacement_from_traction
 from physics.polygons import polygon_interior
 
+pytestmark = pytest.mark.slow
+
 CELLS = 24
 FLOAT32 = 2e-6  # relative to the largest displacement: fields are computed and stored in single precision
 REAL = Path(__file__).resolve().parents[2] / ".." / "shared" / "real" / "dl_tfm"

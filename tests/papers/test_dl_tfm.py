@@ -260,6 +260,7 @@ def test_bad_arguments_are_refused_by_name(name, changes, message):
 # -- training ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "changes", "steps"),
     [
