@@ -172,12 +172,12 @@ def as_arrays(samples: list[Sample]) -> list[tuple[str, np.ndarray]]:
     return [(one.sample_id, one.fields["image"]) for one in samples]
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_workers_read_what_the_parent_reads(folder: Path, method: str) -> None:
     dataset = ShardDataset(folder)
     dataset.__getitems__([0, 29])  # handles are open before the workers start
     loader = DataLoader(
-        dataset, batch_size=7, num_workers=1 if method == "spawn" else 2, collate_fn=as_arrays,
+        dataset, batch_size=7, num_workers=2 if method == "fork" else 1, collate_fn=as_arrays,
         multiprocessing_context=multiprocessing.get_context(method),
     )  # fmt: skip
     found = [item for batch in loader for item in batch]
