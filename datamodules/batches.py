@@ -52,3 +52,59 @@ class TractionBatch(NamedTuple):
     """(batch,) float32, distance between the points of the field."""
     sample_id: list[str]
     group: list[str]
+
+
+class ForceImageBatch(NamedTuple):
+    """Fluorescence images of cells with the magnitude of the traction below them (paper `insilico_tfm`)."""
+
+    image: Tensor
+    """(batch, 1, y, x) float32, ln(max(1, intensity)) of the raw grey values."""
+    log_traction: Tensor
+    """(batch, 1, y, x) float32, ln(max(1, traction magnitude in Pa)), tapered; NaN where the truth is unknown."""
+    pixel_size_um: Tensor
+    """(batch,) float32."""
+    time_s: Tensor
+    """(batch,) float32, since the first frame of the movie; NaN where the image is of no movie."""
+    sample_id: list[str]
+    group: list[str]
+
+
+class BeadVolumeBatch(NamedTuple):
+    """Volumes of beads in a gel before and after a cell deforms it (paper `cfm_3d`)."""
+
+    reference: Tensor
+    """(batch, 1, z, y, x) float32, undeformed, in [0, 1]."""
+    deformed: Tensor
+    """(batch, 1, z, y, x) float32, deformed, in [0, 1]."""
+    displacement_um: Tensor
+    """(batch, 3, z, y, x) float32, of the material at the voxels of the undeformed volume; components (x, y, z); NaN
+    where the truth is unknown."""
+    body_force_n_per_m3: Tensor
+    """(batch, 3, z, y, x) float32, components (x, y, z); NaN where the truth is unknown."""
+    cell_mask: Tensor
+    """(batch, z, y, x) bool, true where the cell may exert force; outside, the gel is in equilibrium."""
+    voxel_size_um: Tensor
+    """(batch, 3) float32, in the order (z, y, x)."""
+    youngs_modulus_pa: Tensor
+    """(batch,) float32, of the gel."""
+    poisson_ratio: Tensor
+    """(batch,) float32, of the gel, below 0.5."""
+    sample_id: list[str]
+    group: list[str]
+
+
+class TranslationBatch(NamedTuple):
+    """Images of actin with images of the nuclei of the same cells (paper `tfill`)."""
+
+    actin: Tensor
+    """(batch, 1, y, x) float32, in [-1, 1]; -1 is black."""
+    nucleus: Tensor
+    """(batch, 1, y, x) float32, in [-1, 1]; NaN where the truth is unknown."""
+    nucleus_mask: Tensor
+    """(batch, 1, y, x) bool, true where the real image shows a nucleus."""
+    cell_mask: Tensor
+    """(batch, y, x) bool, true inside cells; where nuclei can lie by chance."""
+    pixel_size_um: Tensor
+    """(batch,) float32."""
+    sample_id: list[str]
+    group: list[str]

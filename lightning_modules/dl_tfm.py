@@ -1,10 +1,10 @@
 """Traction from displacement: the published network, two peers, our own, and the two methods without training.
 
 Wang, Lin, "Traction force microscopy by deep learning", Biophys J 120:3079 (2021), doi 10.1016/j.bpj.2021.06.011, and
-its preprint bioRxiv 2020.05.20.107128: `PublishedNetwork` against `FourierTractionCytometry` (figure 3: three noises,
+its preprint bioRxiv 2020.05.20.107128: `TractionRegression` against `FourierTractionCytometry` (figure 3: three noises,
 four regularisations, with and without cutoff). Peers: the U-Net of Kratz et al. (Biophys J 122:3489, 2023), another
-`network` of the same class, and `SparseTraction`. Ours: `PhysicsInformedNetwork`, which without its `steps` is a plain
-2-D U-Net, the cheap sibling.
+`network` of the same class, and `SparseTractionCytometry`. Ours: `PhysicsInformedRegression`, which without its
+`steps` is a plain 2-D U-Net, the cheap sibling.
 
 All take displacement (batch, 2, y, x) in pixels of the field's own grid and Young's modulus (batch,) in Pa, and return
 traction (batch, 2, y, x) in Pa. No pixel size enters: with lengths in pixels the displacement depends on traction / E
@@ -121,7 +121,7 @@ def _solution(self: Any, batch: TractionBatch) -> tuple[None, Tensor]:
     return None, self(batch.displacement_px, *substrate, **_operator(self, batch))
 
 
-class PublishedNetwork(LightningModule):
+class TractionRegression(LightningModule):
     """A published network with its published training: TracNet, or the U-Net of Kratz et al.
 
     Args:
@@ -207,7 +207,7 @@ class PublishedNetwork(LightningModule):
         return [optimizer], [StepLR(optimizer, numbers["decay_epochs"], numbers["decay_factor"])]
 
 
-class PhysicsInformedNetwork(LightningModule):
+class PhysicsInformedRegression(LightningModule):
     """Our network: U-Nets around the explicit operator, or without it a plain U-Net; one for every noise.
 
     Args:
@@ -220,7 +220,7 @@ class PhysicsInformedNetwork(LightningModule):
         learning_rate: largest step size of AdamW.
         weight_decay: of AdamW, on weights, not on biases.
         warm_up_share: share of the steps in which the step size rises; it falls to 0 along a cosine afterwards.
-        cutoff_percentile, frame_border_px: as for `PublishedNetwork`.
+        cutoff_percentile, frame_border_px: as for `TractionRegression`.
         centre_element, reach, transfer_function: the operator; they may be changed for a trained network.
     """
 
@@ -303,7 +303,7 @@ class FourierTractionCytometry(LightningModule):
     Args:
         regularization: lambda in (px/Pa)^2, as the paper gives it; null has `choice` find one for each field.
         choice: "evidence", "gcv" or "l_curve"; null where `regularization` is given.
-        cutoff_percentile, frame_border_px: as for `PublishedNetwork`.
+        cutoff_percentile, frame_border_px: as for `TractionRegression`.
         centre_element, reach, transfer_function: operator of the measurement; the inversion uses the last one only.
     """
 
@@ -330,12 +330,12 @@ class FourierTractionCytometry(LightningModule):
     forward, loss_and_traction = _solved, _solution
 
 
-class SparseTraction(LightningModule):
+class SparseTractionCytometry(LightningModule):
     """Group-sparse reconstruction with the exact operator as a module without training.
 
     Args:
         iterations: of the solver.
-        cutoff_percentile, frame_border_px: as for `PublishedNetwork`.
+        cutoff_percentile, frame_border_px: as for `TractionRegression`.
         centre_element, reach, transfer_function: the operator.
     """
 

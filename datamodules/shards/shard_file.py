@@ -24,7 +24,7 @@ from datamodules.shards.opening import CHECKSUM_BYTES, check_root, checked_datas
 from datamodules.shards.schema import Field, Manifest, ShardError
 
 SMALL_BYTES = 16
-"""Fields of at most so many bytes per sample are read whole: copying them one by one would cost more than their data."""
+"""Fields of at most so many bytes per sample are read whole: copied one by one they would cost more than their data."""
 SMALL_COLUMN_BYTES = 2**20
 
 _NOTHING: NDArray[np.uint8] = np.empty(0, np.uint8)

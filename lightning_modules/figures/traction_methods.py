@@ -19,13 +19,13 @@ OPERATOR = {"centre_element": "published", "reach": "published", "transfer_funct
 """What makes the displacement, with what a null stands for beside others that are not null."""
 FAMILIES = {
     "FourierTractionCytometry": ("#9ecae1", "#4292c6", "#2159a6", "#08264f", "#35a29f", "#13747d", "#7fc8b4"),
-    "SparseTraction": ("#41ab5d", "#8bc34a", "#1b6e35"),
-    "PublishedNetwork": ("#cb3e38", "#f08a7e", "#8c6bb1", "#8a1f1c", "#c9a5d8"),
-    "PhysicsInformedNetwork": ("#f0a500", "#8a5a00", "#ffd166", "#c77d0a", "#5f4b1c"),
+    "SparseTractionCytometry": ("#41ab5d", "#8bc34a", "#1b6e35"),
+    "TractionRegression": ("#cb3e38", "#f08a7e", "#8c6bb1", "#8a1f1c", "#c9a5d8"),
+    "PhysicsInformedRegression": ("#f0a500", "#8a5a00", "#ffd166", "#c77d0a", "#5f4b1c"),
 }
 """Classes in the order in which they are shown, with their colours."""
 OTHER_COLOURS = ("#5b5b5b", "#9a9a9a")
-WITHOUT_TRAINING = ("FourierTractionCytometry", "SparseTraction")
+WITHOUT_TRAINING = ("FourierTractionCytometry", "SparseTractionCytometry")
 NETWORKS = {"tracnet_faithful": "TracNet", "tracnet_symmetric": "TracNet, symmetric", "kratz_unet": "Kratz U-Net"}
 NAMED = ("class_path", "regularization", "choice", "network", "steps")
 """Settings that a method's name tells already."""
@@ -129,11 +129,11 @@ def _name(config: Mapping[str, Any]) -> str:
     if kind == "FourierTractionCytometry":
         strength = module.get("regularization")
         return f"FTTC, λ by {module.get('choice')}" if strength is None else f"FTTC, λ = {strength:g}"
-    if kind == "SparseTraction":
+    if kind == "SparseTractionCytometry":
         return "sparse solver"
-    if kind == "PublishedNetwork":
+    if kind == "TractionRegression":
         return NETWORKS.get(module["network"], str(module["network"]))
-    if kind == "PhysicsInformedNetwork":
+    if kind == "PhysicsInformedRegression":
         steps = module.get("steps")
         return "ours, plain U-Net" if steps is None else f"ours, {steps} step{'s' if steps != 1 else ''}"
     return kind

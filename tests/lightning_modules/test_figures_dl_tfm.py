@@ -216,11 +216,11 @@ def fttc(strength: float | None = 1e-9, error: float = 0.3, **changes):
 
 
 def tracnet(error: float = 0.12, network: str = "tracnet_faithful", **changes):
-    return run("PublishedNetwork", error, network=network, learning_rate=6e-4, **changes)
+    return run("TractionRegression", error, network=network, learning_rate=6e-4, **changes)
 
 
 def ours(error: float = 0.05, steps: int | None = 1, **changes):
-    return run("PhysicsInformedNetwork", error, steps=steps, width=16, **changes)
+    return run("PhysicsInformedRegression", error, steps=steps, width=16, **changes)
 
 
 CUTOFF = {"cutoff_percentile": 98.0, "frame_border_px": 8}
@@ -231,7 +231,13 @@ def labels(runs) -> list[tuple[str, bool]]:
 
 
 def test_methods_stand_in_the_order_of_figure_3_with_the_cutoff_beside_the_method_it_belongs_to() -> None:
-    runs = [ours(), ours(steps=None), tracnet(network="kratz_unet"), tracnet(), run("SparseTraction", iterations=40)]
+    runs = [
+        ours(),
+        ours(steps=None),
+        tracnet(network="kratz_unet"),
+        tracnet(),
+        run("SparseTractionCytometry", iterations=40),
+    ]
     runs += [fttc(None), fttc(3e-9, **CUTOFF), fttc(3e-9), fttc(0.0)]
     assert labels(runs) == [
         ("FTTC, λ = 0", False),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.batches import TractionBatch
-from lightning_modules.dl_tfm import PublishedNetwork
+from lightning_modules.dl_tfm import TractionRegression
 from lightning_modules.networks import tiling
 from lightning_modules.networks.kratz_unet import KratzUNet
 from lightning_modules.networks.planar_unet import PlanarUNet
@@ -104,14 +104,14 @@ def test_no_tile_is_computed_in_training(small_tiles: None) -> None:
     assert len(sizes) == 4
 
 
-def published(**changes: Any) -> PublishedNetwork:
+def published(**changes: Any) -> TractionRegression:
     """The small peer network as a module."""
     torch.manual_seed(0)
     arguments: dict[str, Any] = {"network": "kratz_unet", "optimizer": "adagrad", "learning_rate": 0.01}
     arguments |= {"momentum": 0.9, "decay_factor": 0.5, "decay_epochs": None, "weight_decay": 0.0}
     arguments |= {"clip_each_tensor": None, "cutoff_percentile": None, "frame_border_px": 0}
     arguments |= {"centre_element": "exact", "reach": "full", "transfer_function": None}
-    return PublishedNetwork(**(arguments | changes))
+    return TractionRegression(**(arguments | changes))
 
 
 def batch(displacement_px: Tensor, modulus_pa: float) -> TractionBatch:

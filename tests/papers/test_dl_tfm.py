@@ -12,22 +12,22 @@ from datamodules.batches import TractionBatch
 from datamodules.simulators.dl_tfm import Parameters, simulate_group
 from lightning_modules.dl_tfm import (
     FourierTractionCytometry,
-    PhysicsInformedNetwork,
-    PublishedNetwork,
-    SparseTraction,
+    PhysicsInformedRegression,
+    SparseTractionCytometry,
+    TractionRegression,
 )
 from mechanolab.config import compose
 from physics.half_space import displacement_from_traction
 from physics.vector_fields import rotate
 
 CLASSES = {
-    "dl_tfm": PublishedNetwork,
-    "dl_tfm_symmetric": PublishedNetwork,
-    "dl_tfm_kratz": PublishedNetwork,
-    "dl_tfm_ours": PhysicsInformedNetwork,
-    "dl_tfm_unet": PhysicsInformedNetwork,
+    "dl_tfm": TractionRegression,
+    "dl_tfm_symmetric": TractionRegression,
+    "dl_tfm_kratz": TractionRegression,
+    "dl_tfm_ours": PhysicsInformedRegression,
+    "dl_tfm_unet": PhysicsInformedRegression,
     "dl_tfm_fttc": FourierTractionCytometry,
-    "dl_tfm_sparse": SparseTraction,
+    "dl_tfm_sparse": SparseTractionCytometry,
 }
 TRAINED = [name for name, kind in CLASSES.items() if not kind.training_free]
 UNTRAINED = [name for name in CLASSES if name not in TRAINED]
@@ -47,7 +47,7 @@ def _same_start():
 def build(name, **changes):
     """The module of a shipped experiment; the networks of ours in a small size."""
     numbers = {key: value for key, value in compose(name)["module"].items() if key != "class_path"}
-    small = {"width": 4, "depth": 2} if CLASSES[name] is PhysicsInformedNetwork else {}
+    small = {"width": 4, "depth": 2} if CLASSES[name] is PhysicsInformedRegression else {}
     return CLASSES[name](**{**numbers, **small, **changes})
 
 
