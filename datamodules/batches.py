@@ -35,6 +35,10 @@ class DirectionBatch(NamedTuple):
     group: list[str]
 
 
+OPERATOR_CODES = {"centre_element": ("exact", "published"), "reach": ("full", "published")}
+"""What the codes in these fields of a `TractionBatch` mean, as arguments of `physics.half_space`."""
+
+
 class TractionBatch(NamedTuple):
     """Displacement fields of substrates under cells with the tractions that made them (paper `dl_tfm`)."""
 
@@ -50,6 +54,10 @@ class TractionBatch(NamedTuple):
     """(batch,) float32, of the substrate."""
     pixel_size_um: Tensor
     """(batch,) float32, distance between the points of the field."""
+    centre_element: Tensor
+    """(batch,) int64, code of the operator behind the displacement (`OPERATOR_CODES`): 0 exact, 1 published."""
+    reach: Tensor
+    """(batch,) int64, code of the same operator: 0 full, 1 published."""
     sample_id: list[str]
     group: list[str]
 

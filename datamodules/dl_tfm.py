@@ -1,10 +1,10 @@
 """Pairs of displacement and traction (Wang & Lin 2021, doi 10.1016/j.bpj.2021.06.011) as batches.
 
 One sample is one field: the displacement of the substrate without noise, the traction that made it, the cell's interior
-and the substrate's numbers. Simulated twin: `mechanolab data simulate dl_tfm`, 104 x 104 px of 1.925 um, grouped by
-simulated cell (the 16 rotations of one cell stay together). The authors' .mat folders, pyTFM arrays and PIV tables:
-`mechanolab data convert dl_tfm`; real measurements have no traction, theirs is NaN. The user's own files, of any size,
-are predicted on without conversion (`converters.own_fields`).
+and the numbers of substrate and operator. Simulated twin: `mechanolab data simulate dl_tfm`, 104 x 104 px of 1.925 um,
+grouped by simulated cell (the 16 rotations of one cell stay together). The authors' .mat folders, pyTFM arrays and PIV
+tables: `mechanolab data convert dl_tfm`; real measurements have no traction, theirs is NaN. The user's own files, of
+any size, are predicted on without conversion (`converters.own_fields`).
 
 Noise is added when a sample is used: anew in every epoch of training, always the same in validation and test. Batch
 order, noise and symmetries are functions of (seed, epoch, index). Yields `batches.TractionBatch`.
@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.augmentation.displacement_noise import DisplacementNoise
 from datamodules.augmentation.grid_symmetries import GridSymmetry
-from datamodules.batches import Sample, TractionBatch
+from datamodules.batches import OPERATOR_CODES, Sample, TractionBatch
 from datamodules.converters import own_fields
 from datamodules.shards.reader import ShardDataset
 from datamodules.shards.stacking import stack
@@ -34,7 +34,7 @@ from datamodules.shards.stored_splits import StoredSplits, loader
 from physics.half_space import displacement_from_traction, kernel_shape
 
 SCALARS = ("youngs_modulus_pa", "poisson_ratio", "pixel_size_um")
-MEASURED = ("displacement_um", "cell_mask", *SCALARS)
+MEASURED = ("displacement_um", "cell_mask", *SCALARS, *OPERATOR_CODES)
 LARGE_PX = 256
 """Side from which own fields are predicted on one by one."""
 _MAGNITUDES = 0x6D61676E
@@ -64,10 +64,10 @@ class TractionData(LightningDataModule):
         drift_px: largest magnitude of a displacement of the whole field in training.
         tilt_px: largest magnitude of a displacement that grows linearly across the field in training.
         symmetries: whether training fields are turned by quarter turns and mirrored at random, vectors included.
-        centre_element, reach: make the displacement anew from the traction with this operator of
-            `physics.half_space`, to see what a wrong one costs; null for both keeps what is stored.
+        centre_element, reach, poisson_ratio: make the displacement anew with this operator of `physics.half_space`,
+            and tell so; null keeps what is stored.
         transfer_function: kernel (n,) of the displacement measurement, for example [0.08, 0.84, 0.08]: makes the
-            displacement anew as such a measurement would see it; null keeps what is stored.
+            displacement anew as such a measurement would see it; null for a perfect one.
 
     Raises:
         ValueError: an argument is out of its range; the message starts with its name.
@@ -101,15 +101,15 @@ class TractionData(LightningDataModule):
         symmetries: bool,
         centre_element: str | None,
         reach: str | None,
+        poisson_ratio: float | None,
         transfer_function: list[float] | None,
     ) -> None:
         super().__init__()
         for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0), ("seed", seed, 0)):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
-        self.splits = StoredSplits(
-            data_root=data_root, stem=self.stem, dataset=dataset, scheme=split, memory_gib=memory_gib
-        )
+        where = {"data_root": data_root, "stem": self.stem, "dataset": dataset}
+        self.splits = StoredSplits(**where, scheme=split, memory_gib=memory_gib)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
@@ -123,7 +123,7 @@ class TractionData(LightningDataModule):
             tilt_px=tilt_px,
         )
         self._symmetries = symmetries
-        self._operator = _operator(centre_element, reach, transfer_function)
+        self._operator = _operator(centre_element, reach, poisson_ratio, transfer_function)
         self._predict_split = "test"
         self._own: _OwnFields | None = None
 
@@ -146,10 +146,10 @@ class TractionData(LightningDataModule):
     ) -> None:
         """Choose what `predict_dataloader` yields: a split of the data set, or the displacement fields in `files`.
 
-        Files are read as `converters.own_fields` says, the substrate and the scale from the conditions.json beside
-        them; `pixel_size_um`, the distance between the points of the fields, takes the place of its entry. Nothing is
-        added to the fields and nothing made anew. All are read here, so that a bad one is told before anything is
-        predicted: FileNotFoundError or ValueError with its name.
+        Files are read as `converters.own_fields` says, substrate and scale from the conditions.json beside them;
+        `pixel_size_um`, the distance between the points of the fields, takes the place of its entry. Nothing is added
+        to the fields and nothing made anew. All are read here: a bad one is told before anything is predicted, by a
+        FileNotFoundError or ValueError with its name.
         """
         if files is None:
             if pixel_size_um is not None:
@@ -255,14 +255,8 @@ class NoiseRange:
         if not 0 <= noise_px < math.inf:
             raise ValueError(f"noise_px must be finite and not negative, got {noise_px}")
         white = [noise_px, noise_px] if noise_px > 0 else None
-        return cls(
-            white_px=white,
-            noise_free_share=0.0,
-            correlated_px=0.0,
-            correlation_length_px=1.0,
-            drift_px=0.0,
-            tilt_px=0.0,
-        )
+        no_other = dict.fromkeys(("noise_free_share", "correlated_px", "drift_px", "tilt_px"), 0.0)
+        return cls(white_px=white, correlation_length_px=1.0, **no_other)
 
     def draw(self, shape_px: tuple[int, int], *, seed: int, epoch: int, index: int) -> NDArray[np.float32] | None:
         """The noise of one sample, (2, y, x) in px; None for none."""
@@ -313,9 +307,9 @@ class _Fields(Dataset[Sample]):
 
     def _measure(self, sample: Sample, epoch: int, index: int) -> Sample:
         fields = dict(sample.fields)
-        displacement_um = fields.pop("displacement_um")
         if self.operator is not None:
-            displacement_um = _made_anew(fields, self.operator)
+            fields |= _made_anew(fields, self.operator)
+        displacement_um = fields.pop("displacement_um")
         fields["displacement_px"] = displacement_um / np.float32(fields["pixel_size_um"])
         fields["cell_mask"] = fields["cell_mask"][0]
         fields.setdefault("traction_pa", np.full_like(displacement_um, np.nan))
@@ -352,37 +346,45 @@ class _OwnFields(Dataset[Sample]):
 
 
 def _operator(
-    centre_element: str | None, reach: str | None, transfer_function: list[float] | None
+    centre_element: str | None, reach: str | None, poisson_ratio: float | None, transfer_function: list[float] | None
 ) -> dict[str, Any] | None:
-    """What makes the displacement anew; None keeps what is stored."""
-    for name, value, accepted in (
-        ("centre_element", centre_element, ("exact", "published")),
-        ("reach", reach, ("full", "published")),
-    ):
-        if value is not None and value not in accepted:
-            raise ValueError(f"{name} must be null, {' or '.join(accepted)}, got {value!r}")
-    if centre_element is None and reach is None and transfer_function is None:
-        return None
-    kernel = None if transfer_function is None else torch.tensor(transfer_function, dtype=torch.float32)
-    kernel_shape(kernel)
-    return {
-        "centre_element": centre_element or "published",
-        "reach": reach or "published",
-        "transfer_function": kernel,
-    }
+    """What of the operator is another than the stored one; None keeps the displacement as it is stored."""
+    changed: dict[str, Any] = {"centre_element": centre_element, "reach": reach}
+    for name, value in changed.items():
+        if value is not None and value not in OPERATOR_CODES[name]:
+            raise ValueError(f"{name} must be null, {' or '.join(OPERATOR_CODES[name])}, got {value!r}")
+    if poisson_ratio is not None and not 0 < poisson_ratio <= 0.5:
+        raise ValueError(f"poisson_ratio must be null or lie in (0, 0.5], got {poisson_ratio}")
+    changed["poisson_ratio"] = poisson_ratio
+    if transfer_function is not None:
+        changed["transfer_function"] = torch.tensor(transfer_function, dtype=torch.float32)
+        kernel_shape(changed["transfer_function"])
+    return {name: value for name, value in changed.items() if value is not None} or None
 
 
-def _made_anew(fields: Mapping[str, np.ndarray], operator: dict[str, Any]) -> NDArray[np.float32]:
+def _made_anew(fields: Mapping[str, np.ndarray], changed: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The displacement of another operator, and what is then to be told of it.
+
+    The difference between both operators is added to the stored displacement, which may be finer than they are.
+    """
     if "traction_pa" not in fields:
-        raise ValueError("centre_element, reach and transfer_function need a data set that holds traction_pa")
-    displacement_um = displacement_from_traction(
-        torch.from_numpy(fields["traction_pa"]), **{name: float(fields[name]) for name in SCALARS}, **operator
-    )
-    return displacement_um.numpy()
+        raise ValueError(f"{', '.join(changed)} cannot be changed in a data set that holds no traction_pa")
+    traction_pa = torch.from_numpy(fields["traction_pa"])
+    stored: dict[str, Any] = {name: float(fields[name]) for name in SCALARS}
+    stored |= {name: meanings[int(fields[name])] for name, meanings in OPERATOR_CODES.items()}
+    difference = displacement_from_traction(traction_pa, **{**stored, **changed})
+    difference -= displacement_from_traction(traction_pa, **stored)
+    told = {
+        name: np.array(OPERATOR_CODES[name].index(value) if name in OPERATOR_CODES else value)
+        for name, value in changed.items()
+        if name in fields
+    }
+    return {"displacement_um": fields["displacement_um"] + difference.numpy(), **told}
 
 
 def _collate(samples: Sequence[Sample]) -> TractionBatch:
     scalars = {name: torch.from_numpy(stack(samples, name).astype(np.float32)) for name in SCALARS}
+    scalars |= {name: torch.from_numpy(stack(samples, name).astype(np.int64)) for name in OPERATOR_CODES}
     return TractionBatch(
         displacement_px=torch.from_numpy(stack(samples, "displacement_px")),
         traction_pa=torch.from_numpy(stack(samples, "traction_pa")),

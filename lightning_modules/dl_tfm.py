@@ -11,14 +11,14 @@ traction (batch, 2, y, x) in Pa. No pixel size enters: with lengths in pixels th
 alone. The published network's units are stress on a substrate of E0 = 10 on a grid of 104: T = net(u) E/10 S/104, S
 the side of the grid that it was trained on. Fields of any size are predicted on, large ones in tiles (`tiling`).
 
-`centre_element`, `reach` and `transfer_function` say what operator of `physics.half_space` made the displacement: every
-module's forward residual uses it, the unrolled network and the sparse solver work with it. Fields without a known
-traction are measurements, which no truncated kernel made: for them the first two are "exact" and "full".
+Every sample says what operator of `physics.half_space` made its displacement (centre element, reach, Poisson's ratio):
+every module's forward residual uses it, the unrolled network and the sparse solver work with it. What a measurement
+does to the displacement, `transfer_function`, the samples do not know: it is an argument.
 
 Deviations from the paper, and why:
 - Its error measure of the preprint, 3.2 %, has no published formula; `traction_nrmse` is the authors' errorTrac.
 - The authors train without a validation set; here the monitored metric on held-out cells chooses the checkpoint.
-- Whether MATLAB adds weight decay before or after clipping is not documented; here the loss's gradient is clipped.
+- Whether MATLAB decays weights before or after clipping is not documented; here the loss's gradient is clipped.
 - Test data of figure 3 are not public; ours come from the simulator.
 """
 
@@ -27,20 +27,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, StepLR
 
-from datamodules.batches import TractionBatch
+from datamodules.batches import OPERATOR_CODES, TractionBatch
 from lightning_modules.figures.dl_tfm import traction_panel
 from lightning_modules.losses.tensor_clipping import clip_each_tensor_
 from lightning_modules.losses.traction import grid_side_px, published_units, relative_error, summed_squared_error
 from lightning_modules.losses.weight_decay import decay_weights_only
 from lightning_modules.metrics.epoch_means import log_step, reset_training_metrics
-from lightning_modules.metrics.traction_scores import log_scores, summary, traction_metrics
+from lightning_modules.metrics.traction_scores import TractionPrediction, log_scores, predicted, traction_metrics
 from lightning_modules.networks.elastic_operator import ElasticOperator
 from lightning_modules.networks.kratz_unet import KratzUNet
 from lightning_modules.networks.planar_unet import PlanarUNet
@@ -50,18 +50,6 @@ from lightning_modules.networks.traction_unet import SIZE_STEP_PX, TractionUNet3
 from lightning_modules.networks.unrolled_traction_net import UnrolledTractionNet
 from physics.half_space import check_substrate
 from physics.traction_cytometry import cutoff_filter
-
-
-class TractionPrediction(NamedTuple):
-    """Traction (batch, 2, y, x), and one number per sample (batch,) as `metrics.traction_scores.summary` explains."""
-
-    traction_pa: Tensor
-    largest_traction_pa: Tensor
-    strain_energy_fj: Tensor
-    net_force_nn: Tensor
-    forward_residual: Tensor
-    traction_nrmse: Tensor
-
 
 # -- what all modules do alike; each class takes these functions as its methods ---------------------------------------
 
@@ -84,14 +72,14 @@ def _validation_step(self: Any, batch: TractionBatch, batch_idx: int) -> None:
 def _test_step(self: Any, batch: TractionBatch, batch_idx: int) -> None:
     """Loss and all scores of one batch."""
     loss, traction_pa = self.loss_and_traction(batch)
-    cut, operator = _cut(self, batch, traction_pa), _operator(self, batch)
+    cut, operator = _cut(self, batch, traction_pa), _operator(self, batch).displacement
     log_scores(self, batch, "test", loss=loss, traction_pa=cut, operator=operator)
 
 
 def _predict_step(self: Any, batch: TractionBatch, batch_idx: int) -> TractionPrediction:
     """Traction of every field, cut off if asked for, with what can be said of it."""
     traction_pa = _cut(self, batch, self.loss_and_traction(batch)[1])
-    return TractionPrediction(traction_pa, **summary(batch, traction_pa, **_operator(self, batch)))
+    return predicted(batch, traction_pa, _operator(self, batch).displacement)
 
 
 def _figures(self: Any, batch: TractionBatch) -> dict[str, Any]:
@@ -107,18 +95,15 @@ def _figures(self: Any, batch: TractionBatch) -> dict[str, Any]:
     return {"tractions": traction_panel(*arrays, prediction, sample_ids=first.sample_id)}
 
 
-def _solved(
-    self: Any, displacement_px: Tensor, youngs_modulus_pa: Tensor, poisson_ratio: Tensor, **operator: Any
-) -> Tensor:
-    """Displacement (batch, 2, y, x) in px, modulus in Pa and Poisson's ratio, (batch,) each -> traction in Pa."""
-    per_modulus: Tensor = self.network(displacement_px, youngs_modulus_pa, poisson_ratio, **operator)
+def _solved(self: Any, displacement_px: Tensor, youngs_modulus_pa: Tensor, operator: ElasticOperator) -> Tensor:
+    """Displacement (batch, 2, y, x) in px, modulus (batch,) in Pa and the fields' operators -> traction in Pa."""
+    per_modulus: Tensor = self.network(displacement_px, youngs_modulus_pa, operator)
     return per_modulus * youngs_modulus_pa[:, None, None, None]
 
 
 def _solution(self: Any, batch: TractionBatch) -> tuple[None, Tensor]:
     """No loss, and the traction (batch, 2, y, x) in Pa, of a method without training."""
-    substrate = (batch.youngs_modulus_pa, batch.poisson_ratio)
-    return None, self(batch.displacement_px, *substrate, **_operator(self, batch))
+    return None, self(batch.displacement_px, batch.youngs_modulus_pa, _operator(self, batch))
 
 
 class TractionRegression(LightningModule):
@@ -136,7 +121,9 @@ class TractionRegression(LightningModule):
         clip_each_tensor: largest L2 norm of the gradient of each parameter tensor; null does not clip.
         cutoff_percentile: vectors shorter than this percentile of |T| outside the cell become 0; null keeps all.
         frame_border_px: rows and columns along the frame that do not count as outside for the cutoff.
-        centre_element, reach, transfer_function: operator of the measurement, for the forward residual.
+        centre_element, reach, poisson_ratio: what the method is told of the operator in place of what the samples say;
+            null tells the truth. Here they matter for the forward residual only, as does the next one.
+        transfer_function: kernel (n,) of the displacement measurement; null for a perfect one.
     """
 
     training_free: bool = False
@@ -155,8 +142,9 @@ class TractionRegression(LightningModule):
         clip_each_tensor: float | None,
         cutoff_percentile: float | None,
         frame_border_px: int,
-        centre_element: str,
-        reach: str,
+        centre_element: str | None,
+        reach: str | None,
+        poisson_ratio: float | None,
         transfer_function: list[float] | None,
     ) -> None:
         super().__init__()
@@ -198,9 +186,8 @@ class TractionRegression(LightningModule):
     def configure_optimizers(self) -> Any:
         """SGD with momentum or Adagrad, the step size falling by a factor every few epochs."""
         numbers, groups = self.hparams, decay_weights_only(self.network, self.hparams["weight_decay"])
-        if numbers["optimizer"] == "adagrad":
-            optimizer: torch.optim.Optimizer = torch.optim.Adagrad(groups, lr=numbers["learning_rate"])
-        else:
+        optimizer: Any = torch.optim.Adagrad(groups, lr=numbers["learning_rate"])
+        if numbers["optimizer"] == "sgdm":
             optimizer = torch.optim.SGD(groups, lr=numbers["learning_rate"], momentum=numbers["momentum"])
         if numbers["decay_epochs"] is None:
             return optimizer
@@ -214,14 +201,13 @@ class PhysicsInformedRegression(LightningModule):
         steps: corrections through the operator after the first estimate; null for the plain U-Net.
         width: channels of each U-Net at full resolution.
         depth: halvings of each U-Net.
-        poisson_ratio: of the substrates that it is for.
         vary_operator: train on measurements by operators drawn by chance, each told to the network.
         step_weight: weight of the loss of each earlier estimate against the last one's.
         learning_rate: largest step size of AdamW.
         weight_decay: of AdamW, on weights, not on biases.
         warm_up_share: share of the steps in which the step size rises; it falls to 0 along a cosine afterwards.
         cutoff_percentile, frame_border_px: as for `TractionRegression`.
-        centre_element, reach, transfer_function: the operator; they may be changed for a trained network.
+        centre_element, reach, poisson_ratio, transfer_function: as above; the network works with them.
     """
 
     training_free: bool = False
@@ -233,7 +219,6 @@ class PhysicsInformedRegression(LightningModule):
         steps: int | None,
         width: int,
         depth: int,
-        poisson_ratio: float,
         vary_operator: bool,
         step_weight: float,
         learning_rate: float,
@@ -241,8 +226,9 @@ class PhysicsInformedRegression(LightningModule):
         warm_up_share: float,
         cutoff_percentile: float | None,
         frame_border_px: int,
-        centre_element: str,
-        reach: str,
+        centre_element: str | None,
+        reach: str | None,
+        poisson_ratio: float | None,
         transfer_function: list[float] | None,
     ) -> None:
         super().__init__()
@@ -250,7 +236,6 @@ class PhysicsInformedRegression(LightningModule):
         for name, share in (("step_weight", step_weight), ("warm_up_share", warm_up_share)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {share}")
-        check_substrate(1.0, 1.0, poisson_ratio, None)
         if vary_operator and steps is None:
             raise ValueError("vary_operator must be false for the plain U-Net (steps: null): it cannot be told which")
         self.save_hyperparameters()
@@ -261,16 +246,15 @@ class PhysicsInformedRegression(LightningModule):
     training_step, validation_step, test_step = _training_step, _validation_step, _test_step
     predict_step, figures = _predict_step, _figures
 
-    def forward(self, displacement_px: Tensor, youngs_modulus_pa: Tensor) -> Tensor:
-        """Displacement (batch, 2, y, x) in px and modulus (batch,) in Pa -> traction (batch, 2, y, x) in Pa."""
-        operator = ElasticOperator(self.hparams["poisson_ratio"], **_operator(self, None))
+    def forward(self, displacement_px: Tensor, youngs_modulus_pa: Tensor, operator: ElasticOperator) -> Tensor:
+        """Displacement (batch, 2, y, x) in px, modulus (batch,) in Pa and the fields' operators -> traction in Pa."""
         return self._estimates(displacement_px, operator)[-1] * youngs_modulus_pa[:, None, None, None]
 
     def loss_and_traction(self, batch: TractionBatch) -> tuple[Tensor, Tensor]:
         """Relative error () of the estimates over the whole frame, and the last one in Pa."""
         modulus_pa = batch.youngs_modulus_pa[:, None, None, None]
         target = batch.traction_pa / modulus_pa
-        known = ElasticOperator(self.hparams["poisson_ratio"], **_operator(self, batch))
+        known = _operator(self, batch)
         operator = known.drawn() if self.training and self.hparams["vary_operator"] else known
         displacement_px = known.measured_by(operator, batch.displacement_px, target)
         *earlier, last = self._estimates(displacement_px, operator)
@@ -304,7 +288,7 @@ class FourierTractionCytometry(LightningModule):
         regularization: lambda in (px/Pa)^2, as the paper gives it; null has `choice` find one for each field.
         choice: "evidence", "gcv" or "l_curve"; null where `regularization` is given.
         cutoff_percentile, frame_border_px: as for `TractionRegression`.
-        centre_element, reach, transfer_function: operator of the measurement; the inversion uses the last one only.
+        centre_element, reach, poisson_ratio, transfer_function: as above; the inversion works with the last two.
     """
 
     training_free: bool = True
@@ -317,14 +301,15 @@ class FourierTractionCytometry(LightningModule):
         choice: str | None,
         cutoff_percentile: float | None,
         frame_border_px: int,
-        centre_element: str,
-        reach: str,
+        centre_element: str | None,
+        reach: str | None,
+        poisson_ratio: float | None,
         transfer_function: list[float] | None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         _set_up(self)
-        self.network = FourierInversion(regularization, choice, transfer_function)
+        self.network = FourierInversion(regularization, choice)
 
     validation_step, test_step, predict_step, figures = _validation_step, _test_step, _predict_step, _figures
     forward, loss_and_traction = _solved, _solution
@@ -336,7 +321,7 @@ class SparseTractionCytometry(LightningModule):
     Args:
         iterations: of the solver.
         cutoff_percentile, frame_border_px: as for `TractionRegression`.
-        centre_element, reach, transfer_function: the operator.
+        centre_element, reach, poisson_ratio, transfer_function: as above; the solver works with them.
     """
 
     training_free: bool = True
@@ -348,14 +333,15 @@ class SparseTractionCytometry(LightningModule):
         iterations: int,
         cutoff_percentile: float | None,
         frame_border_px: int,
-        centre_element: str,
-        reach: str,
+        centre_element: str | None,
+        reach: str | None,
+        poisson_ratio: float | None,
         transfer_function: list[float] | None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         _set_up(self)
-        self.network = SparseInversion(iterations, centre_element, reach, transfer_function)
+        self.network = SparseInversion(iterations)
 
     validation_step, test_step, predict_step, figures = _validation_step, _test_step, _predict_step, _figures
     forward, loss_and_traction = _solved, _solution
@@ -366,31 +352,33 @@ def _set_up(module: Any) -> None:
     for name, most in (("cutoff_percentile", 100), ("frame_border_px", 1e9), ("weight_decay", 1e9), ("momentum", 1)):
         if not 0 <= (module.hparams.get(name) or 0) <= most:
             raise ValueError(f"{name} must lie in [0, {most:g}], got {module.hparams[name]}")
-    _require_choice("centre_element", module.hparams["centre_element"], ("exact", "published"))
-    _require_choice("reach", module.hparams["reach"], ("full", "published"))
+    for name, choices in OPERATOR_CODES.items():
+        _require_choice(name, module.hparams[name], choices)
+    if module.hparams["poisson_ratio"] is not None:
+        check_substrate(1.0, 1.0, module.hparams["poisson_ratio"], None)
     module.register_buffer("transfer_function", kernel_of(module.hparams["transfer_function"]), persistent=False)
     module.metrics = traction_metrics()
 
 
-def _operator(module: Any, batch: TractionBatch | None) -> dict[str, Any]:
-    """What is known of the measurement of a batch."""
-    known = {name: module.hparams[name] for name in ("centre_element", "reach")}
-    if batch is not None and not batch.traction_pa.isfinite().any():
-        known = {"centre_element": "exact", "reach": "full"}
-    return {**known, "transfer_function": module.transfer_function}
+def _operator(module: Any, batch: TractionBatch) -> ElasticOperator:
+    """What the method is told of the operators behind a batch."""
+    told = {"poisson_ratio": batch.poisson_ratio.tolist()}
+    for name, meanings in OPERATOR_CODES.items():
+        told[name] = [meanings[code] for code in getattr(batch, name).tolist()]
+    told |= {name: [module.hparams[name]] * len(batch.group) for name in told if module.hparams[name] is not None}
+    return ElasticOperator(**told, transfer_function=module.transfer_function)
 
 
 def _cut(module: Any, batch: TractionBatch, traction_pa: Tensor) -> Tensor:
     """Apply the cutoff filter, if there is one."""
     percentile, border_px = module.hparams["cutoff_percentile"], module.hparams["frame_border_px"]
-    if percentile is not None:
-        options = {"percentile": percentile, "frame_border_px": border_px}
-        return cutoff_filter(traction_pa.detach(), batch.cell_mask, **options)
-    return traction_pa
+    if percentile is None:
+        return traction_pa
+    return cutoff_filter(traction_pa.detach(), batch.cell_mask, percentile=percentile, frame_border_px=border_px)
 
 
-def _require_choice(name: str, value: str, choices: Collection[str]) -> None:
-    if value not in choices:
+def _require_choice(name: str, value: str | None, choices: Collection[str]) -> None:
+    if value is not None and value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 

@@ -47,6 +47,8 @@ FIELDS: dict[str, dict[str, str]] = {
     "youngs_modulus_pa": {"axes": "", "unit": "Pa"},
     "poisson_ratio": {"axes": "", "unit": "1"},
     "pixel_size_um": {"axes": "", "unit": "um"},
+    "centre_element": {"axes": "", "unit": "code: 0 exact, 1 published"},
+    "reach": {"axes": "", "unit": "code: 0 full, 1 published"},
 }
 """Without `traction_pa` where the archive has no tractions."""
 GROUP_KEY = "cell or recording"

@@ -33,6 +33,9 @@ NEEDED = {
 """What conditions.json must give for a layout, beside the substrate."""
 UNITS = {"displacement_px": "px", "displacement_um": "um"}
 """Name of an array of vectors -> the unit of its displacement."""
+_KNOWN_UNITS = {"dspl": "px", "u": "image_px", "table": "image_px", **UNITS}
+_KNOWN_AXES = {"dspl": ("xyc",), "u": ("cyx", "yxc")}
+"""What the names of arrays tell already; u and v are (y, x) each, a table says where each vector stands."""
 OWN_AXES = "cyx"
 OUTSIDE_SHARE = 0.1
 MUCH_LESS = 0.25
@@ -71,6 +74,7 @@ def read_field(layout: str, entry: Entry, conditions: Conditions) -> MeasuredFie
     Raises:
         ValueError: A file is damaged, or what it holds does not fit the layout or the conditions; it is named.
     """
+    _check_declared(entry, conditions)
     if layout == "arrays":
         return _read_stored(entry, conditions)
     if layout == "components":
@@ -83,7 +87,7 @@ def read_field(layout: str, entry: Entry, conditions: Conditions) -> MeasuredFie
 def sample_values(
     entry: Entry, found: MeasuredField, conditions: Conditions, *, periodic: bool
 ) -> dict[str, NDArray[np.generic]]:
-    """Return displacement_um, traction_pa where it is known, cell_mask and the substrate's numbers.
+    """Return displacement_um, traction_pa where it is known, cell_mask and the numbers of substrate and operator.
 
     The mask covers the whole field where neither outline nor mask are known. `periodic`: a traction was computed by
     Fourier transform traction cytometry.
@@ -113,12 +117,36 @@ def sample_values(
     if found.traction is not None:
         scale = conditions.youngs_modulus_pa / conditions.stored_modulus_pa
         values["traction_pa"] = (found.traction * scale).astype(np.float32)
+    # Wang & Lin's pairs were made with their kernel; what was measured no truncated kernel made
+    published = found.traction is not None and not periodic
+    even_square = shape[0] == shape[1] and shape[0] % 2 == 0
+    values |= {
+        "centre_element": np.array(published, np.int8),
+        "reach": np.array(published and even_square, np.int8),
+    }
     return values | {
         "cell_mask": mask[None].astype(np.uint8),
         "youngs_modulus_pa": np.array(conditions.youngs_modulus_pa, np.float64),
         "poisson_ratio": np.array(conditions.poisson_ratio, np.float64),
         "pixel_size_um": np.array(found.pixel_size_um, np.float64),
     }
+
+
+def _check_declared(entry: Entry, conditions: Conditions) -> None:
+    """Raise ValueError where conditions.json declares another unit or other axes than the name of an array tells."""
+    name = next((name for name in entry.files if name in _KNOWN_UNITS), None)
+    if name is None:
+        return
+    for key, declared, told in (
+        ("displacement_unit", conditions.displacement_unit, (_KNOWN_UNITS[name],)),
+        ("axes", conditions.axes, _KNOWN_AXES.get(name)),
+    ):
+        if told is not None and declared is not None and declared not in told:
+            what = "vectors of PIV" if name == "table" else name
+            raise ValueError(
+                f'{entry.files[name]} holds {what}, of {key} "{told[0]}", but conditions.json beside it declares '
+                f'"{declared}": correct that entry or take it out, or save the field as displacement_px or _um'
+            )
 
 
 def _check_outline_axes(entry: Entry, mask: NDArray[np.bool_], traction: NDArray[np.float64]) -> None:

@@ -43,6 +43,8 @@ FIELDS: dict[str, dict[str, str]] = {
     "poisson_ratio": {"axes": "", "unit": "1"},
     "pixel_size_um": {"axes": "", "unit": "um"},
     "recipe": {"axes": "", "unit": "code: 0 direct, 1 down, 2 discs"},
+    "centre_element": {"axes": "", "unit": "code: 0 exact, 1 published"},
+    "reach": {"axes": "", "unit": "code: 0 full, 1 published"},
 }
 SPLITS: dict[str, dict[str, Any]] = {"default": {"unit": "group", "train": 0.8, "val": 0.1, "test": 0.1}}
 LICENCE = "CC0-1.0 (simulated)"
@@ -199,8 +201,8 @@ def simulate_group(seed: int, group: int, size: int, parameters: Parameters) -> 
 
     Fields of a sample, S the grid size: `displacement_um` and `traction_pa` (2, S, S) float32, `cell_mask` (1, S, S)
     uint8, `outline_px` (360, 2) float32 with its length (x and y of the corners, pixel (0, 0) has its centre at 0, 0;
-    beyond the length zeros), `recipe` int8 and the scalars of the substrate, float64. A pure function of its arguments;
-    a shorter group is a prefix of a longer one.
+    beyond the length zeros), int8 codes of the recipe and of the operator behind the displacement, and the scalars of
+    the substrate, float64. A pure function of its arguments; a shorter group is a prefix of a longer one.
     """
     if min(seed, group) < 0 or size < 1:
         raise ValueError(f"seed and group must not be negative and size must be positive, got {seed}, {group}, {size}")
@@ -351,6 +353,8 @@ def _sample(
         "poisson_ratio": np.array(ratio, np.float64),
         "pixel_size_um": np.array(parameters.grid_pixel_um, np.float64),
         "recipe": np.array(CODES[recipe], np.int8),
+        "centre_element": np.array(not discs and parameters.centre_element == "published", np.int8),
+        "reach": np.array(not discs and parameters.reach == "published", np.int8),
     }
     return Sample(sample_id, group, values)
 

@@ -7,15 +7,18 @@ Of all stages the loss and the error inside the cell; of the test also, by name 
     dtma, dma, dtmb, snr    at true adhesions and in the background (`metrics.traction`)
     angle_error_deg         of vectors above 5 % of the largest true one
     strain_energy_error     relative, inside the outline           net_force_share          |sum t| / sum |t|
-    outside_share           share of sum |t| more than 10 px outside the outline
-    forward_residual        |G t - u| / |u|; with net_force_share and outside_share what is left where no truth exists
-Fields whose truth is unknown (NaN) take part in those three only.
+    outside_share           share of sum |t| more than 10 px outside the outline, where an outline is known
+    forward_residual        |G t - u| / |u| over the whole frame, drift left out
+    displacement_nrmse      |G t - u| / |u| up to 10 px outside the outline (the authors' errorDspl)
+    fttc_correlation        of the vectors up to 10 px outside the outline with those of Fourier cytometry
+u is the displacement as it was measured, with its noise. Fields whose truth is unknown (NaN) take part in the last four
+and in net_force_share only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +27,31 @@ from torchmetrics import Metric
 from lightning_modules.metrics import traction as scores
 from lightning_modules.metrics.epoch_means import log_mean, named_metrics
 from lightning_modules.metrics.mean_loss import MeanLoss
-from physics.half_space import displacement_from_traction
+from physics.traction_cytometry import traction_from_displacement
 from physics.vector_fields import magnitude, net_force_nn, strain_energy_fj
+
+Operator = Callable[[Tensor], Tensor]
 
 STRONG_SHARE = 0.05
 """Of the largest true vector: the direction of weaker ones is not judged."""
 OUTLINE_BUFFER_PX = 10.0
 """By which Wang & Lin grow the outline where they look outside the cell."""
+REFERENCE_REGULARIZATION = 6e-10 * 10670.0**2
+"""Of the Fourier cytometry that others are compared with, in (px E)^2: Wang & Lin's 6e-10 (px/Pa)^2 on 10,670 Pa."""
+
+
+class TractionPrediction(NamedTuple):
+    """Traction (batch, 2, y, x), and one number per sample (batch,) as `summary` and `without_truth` explain."""
+
+    traction_pa: Tensor
+    largest_traction_pa: Tensor
+    strain_energy_fj: Tensor
+    net_force_nn: Tensor
+    outside_share: Tensor
+    forward_residual: Tensor
+    displacement_nrmse: Tensor
+    fttc_correlation: Tensor
+    traction_nrmse: Tensor
 
 
 def _strong_angle_error(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
@@ -53,6 +74,8 @@ OVER_THE_FRAME: dict[str, Callable[..., Tensor]] = {
     "snr": scores.snr,
 }
 """Take prediction and target."""
+WITHOUT_TRUTH = ("outside_share", "forward_residual", "displacement_nrmse", "fttc_correlation")
+"""Are told of one field by `without_truth`."""
 
 
 def traction_metrics() -> nn.ModuleDict:
@@ -63,13 +86,13 @@ def traction_metrics() -> nn.ModuleDict:
     metrics["test/traction_nrmse_sd"] = scores.FieldSd(scores.nrmse)
     metrics["test/strain_energy_error"] = scores.FieldMean(scores.strain_energy_error)
     metrics["test/net_force_share"] = scores.FieldMean(scores.net_force_share)
-    metrics["test/outside_share"] = scores.FieldMean(scores.share_outside)
-    metrics["test/forward_residual"] = scores.FieldMean(nn.Identity())
+    for name in WITHOUT_TRUTH:
+        metrics[f"test/{name}"] = scores.FieldMean(nn.Identity())
     return named_metrics(metrics)
 
 
 def log_scores(
-    module: Any, batch: Any, stage: str, *, loss: Tensor | None, traction_pa: Tensor, operator: Any = None
+    module: Any, batch: Any, stage: str, *, loss: Tensor | None, traction_pa: Tensor, operator: Operator | None = None
 ) -> None:
     """Add a batch to the metrics of a stage.
 
@@ -79,7 +102,8 @@ def log_scores(
         stage: "train", "val" or "test".
         loss: () of the batch; None for a method that has none.
         traction_pa: (batch, 2, y, x).
-        operator: centre_element, reach and transfer_function of the measurement; needed in the test.
+        operator: gives the displacement in px that a traction / E would cause, (batch, 2, y, x) both; needed in the
+            test.
 
     """
     traction_pa = traction_pa.detach()
@@ -91,28 +115,34 @@ def log_scores(
         prediction, target, mask = traction_pa[known], batch.traction_pa[known], batch.cell_mask[known]
         for name in AGAINST_TRUTH if stage == "test" else ("traction_nrmse",):
             log_mean(module, f"{stage}/{name}", prediction, target, mask, batch_size=size)
-        if stage == "test":
+        if operator is not None and stage == "test":
             log_mean(module, "test/traction_nrmse_sd", prediction, target, mask, batch_size=size)
             for name in OVER_THE_FRAME:
                 log_mean(module, f"test/{name}", prediction, target, batch_size=size)
             # of the true traction: noise would add to both energies and hide what is missing
-            displacement = displacement_px(batch, torch.nan_to_num(batch.traction_pa), **operator)[known]
+            displacement = displacement_px(batch, torch.nan_to_num(batch.traction_pa), operator)[known]
             log_mean(module, "test/strain_energy_error", prediction, target, displacement, mask, batch_size=size)
-    if stage == "test":
+    if operator is not None and stage == "test":
         everything = len(known)
         log_mean(module, "test/net_force_share", traction_pa, batch_size=everything)
-        near = scores.grown(batch.cell_mask, radius_px=OUTLINE_BUFFER_PX)
-        log_mean(module, "test/outside_share", traction_pa, near, batch_size=everything)
-        residual = forward_residual(batch, traction_pa, **operator)
-        log_mean(module, "test/forward_residual", residual, batch_size=everything)
+        broken = ~traction_pa.isfinite().flatten(1).all(dim=1)
+        for name, values in without_truth(batch, traction_pa, operator).items():
+            counted = values[values.isfinite() | broken]  # a field that cannot have a value does not hide the others'
+            if len(counted):
+                log_mean(module, f"test/{name}", counted, batch_size=len(counted))
 
 
-def summary(batch: Any, traction_pa: Tensor, **operator: Any) -> dict[str, Tensor]:
+def predicted(batch: Any, traction_pa: Tensor, operator: Operator) -> TractionPrediction:
+    """A predicted traction (batch, 2, y, x) in Pa with all that `summary` and `without_truth` say of it."""
+    numbers = summary(batch, traction_pa, operator) | without_truth(batch, traction_pa, operator)
+    return TractionPrediction(traction_pa, **numbers)
+
+
+def summary(batch: Any, traction_pa: Tensor, operator: Operator) -> dict[str, Tensor]:
     """What can be said of a predicted traction (batch, 2, y, x) in Pa, one number per field (batch,).
 
     largest_traction_pa; strain_energy_fj, half the work on the measured displacement; net_force_nn, 0 for a cell at
-    rest; forward_residual; traction_nrmse, NaN where the truth is unknown. `operator`: centre_element, reach and
-    transfer_function of `physics.half_space.displacement_from_traction`.
+    rest; forward_residual; traction_nrmse, NaN where the truth is unknown. `operator` as in `log_scores`.
     """
     pixel_um = batch.pixel_size_um[:, None, None, None]
     area_um2 = batch.pixel_size_um.square()
@@ -122,38 +152,63 @@ def summary(batch: Any, traction_pa: Tensor, **operator: Any) -> dict[str, Tenso
         "largest_traction_pa": magnitude(traction_pa).amax(dim=(-2, -1)),
         "strain_energy_fj": energy * area_um2,
         "net_force_nn": force * area_um2,
-        "forward_residual": forward_residual(batch, traction_pa, **operator),
+        "forward_residual": forward_residual(batch, traction_pa, operator),
         "traction_nrmse": scores.nrmse(traction_pa, batch.traction_pa, batch.cell_mask),
     }
 
 
-def forward_residual(batch: Any, traction_pa: Tensor, **operator: Any) -> Tensor:
+def without_truth(batch: Any, traction_pa: Tensor, operator: Operator) -> dict[str, Tensor]:
+    """The scores that need no true traction, (batch,) each, by the names of `WITHOUT_TRUTH`.
+
+    Arguments as in `summary`. NaN for a traction that is not finite or zero everywhere, where nothing was displaced,
+    and outside_share also where the mask covers the whole frame: no outline is known.
+    """
+    near = scores.grown(batch.cell_mask, radius_px=OUTLINE_BUFFER_PX)
+    outlined = ~batch.cell_mask.flatten(1).all(dim=1)
+    usable = traction_pa.isfinite().flatten(1).all(dim=1)
+    finite_pa = torch.where(usable[:, None, None, None], traction_pa, 0)
+    rest = displacement_px(batch, finite_pa, operator) - batch.displacement_px
+    missed, all_of_it = (torch.where(near[:, None], u, 0).flatten(1).norm(dim=1) for u in (rest, batch.displacement_px))
+    correlation = scores.vector_correlation(finite_pa, fourier_traction(batch), near)
+    values = {
+        "outside_share": torch.where(outlined, scores.share_outside(finite_pa, near), torch.nan),
+        "forward_residual": forward_residual(batch, traction_pa, operator),
+        "displacement_nrmse": missed / all_of_it,
+        "fttc_correlation": correlation,
+    }
+    return {name: torch.where(usable & value.isfinite(), value, torch.nan) for name, value in values.items()}
+
+
+def fourier_traction(batch: Any) -> Tensor:
+    """Traction / E (batch, 2, y, x) by Fourier cytometry at `REFERENCE_REGULARIZATION`, each on its own substrate."""
+    return torch.stack(
+        [
+            traction_from_displacement(
+                field,
+                pixel_size_um=1.0,
+                youngs_modulus_pa=1.0,
+                poisson_ratio=round(ratio, 6),  # .45 as float32 is .4499999
+                regularization=REFERENCE_REGULARIZATION,
+            )
+            for field, ratio in zip(batch.displacement_px, batch.poisson_ratio.tolist(), strict=True)
+        ]
+    )
+
+
+def forward_residual(batch: Any, traction_pa: Tensor, operator: Operator) -> Tensor:
     """|G t - u| / |u| of every field over the whole frame, (batch,), arguments as in `summary`.
 
     Both are taken relative to their means: a drift of the whole field is no traction. NaN for a traction that is not
     finite, and where nothing was displaced.
     """
     usable = traction_pa.isfinite().flatten(1).all(dim=1)
-    explained = displacement_px(batch, torch.nan_to_num(traction_pa, posinf=0.0, neginf=0.0), **operator)
+    explained = displacement_px(batch, torch.nan_to_num(traction_pa, posinf=0.0, neginf=0.0), operator)
     measured = batch.displacement_px - batch.displacement_px.mean(dim=(2, 3), keepdim=True)
     rest = explained - explained.mean(dim=(2, 3), keepdim=True) - measured
     residual = torch.linalg.vector_norm(rest, dim=(1, 2, 3)) / torch.linalg.vector_norm(measured, dim=(1, 2, 3))
     return torch.where(usable & residual.isfinite(), residual, torch.nan)
 
 
-def displacement_px(batch: Any, traction_pa: Tensor, **operator: Any) -> Tensor:
+def displacement_px(batch: Any, traction_pa: Tensor, operator: Operator) -> Tensor:
     """The displacement (batch, 2, y, x) in px that a traction would cause; every field has its own substrate."""
-    return torch.stack(
-        [
-            displacement_from_traction(
-                field / modulus,
-                pixel_size_um=1.0,
-                youngs_modulus_pa=1.0,
-                poisson_ratio=round(ratio, 6),  # .45 as float32 is .4499999
-                **operator,
-            )
-            for field, modulus, ratio in zip(
-                traction_pa, batch.youngs_modulus_pa, batch.poisson_ratio.tolist(), strict=True
-            )
-        ]
-    )
+    return operator(traction_pa / batch.youngs_modulus_pa[:, None, None, None])

@@ -7,19 +7,18 @@ fields of a batch may lie on substrates of different stiffness and Poisson's rat
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.networks.elastic_operator import ElasticOperator
 from physics.half_space import kernel_shape
 from physics.sparse_traction import traction_from_displacement_sparse
 from physics.traction_cytometry import choose_regularization, traction_from_displacement
 
 CHOICES = ("evidence", "gcv", "l_curve")
-UNIT_SUBSTRATE = {"pixel_size_um": 1.0, "youngs_modulus_pa": 1.0}
 
 
 class FourierInversion(nn.Module):
@@ -29,18 +28,13 @@ class FourierInversion(nn.Module):
         regularization: lambda in (px/Pa)^2, as papers on pixel displacements give it; None has `choice` find one for
             each field.
         choice: "evidence", "gcv" or "l_curve"; None where `regularization` is given.
-        transfer_function: kernel of the displacement measurement; None for a perfect one.
 
     Raises:
         ValueError: both or none of the first two, or one out of its range.
 
     """
 
-    transfer_function: Tensor | None
-
-    def __init__(
-        self, regularization: float | None, choice: str | None, transfer_function: list[float] | None = None
-    ) -> None:
+    def __init__(self, regularization: float | None, choice: str | None) -> None:
         super().__init__()
         if (regularization is None) == (choice is None):
             raise ValueError("regularization or choice must be given, and the other one null")
@@ -50,20 +44,17 @@ class FourierInversion(nn.Module):
             raise ValueError(f"choice must be one of {', '.join(CHOICES)}, got {choice!r}")
         self.regularization = regularization
         self.choice = choice
-        self.register_buffer("transfer_function", kernel_of(transfer_function), persistent=False)
 
-    def forward(
-        self, displacement_px: Tensor, youngs_modulus_pa: Tensor, poisson_ratio: Tensor, **operator: Any
-    ) -> Tensor:
-        """Displacement in px, modulus (batch,) in Pa and Poisson's ratio (batch,) -> traction / E.
+    def forward(self, displacement_px: Tensor, youngs_modulus_pa: Tensor, operator: ElasticOperator) -> Tensor:
+        """Displacement in px, modulus (batch,) in Pa and the fields' operators -> traction / E.
 
-        `operator` makes no difference: a periodic field has no centre element and no reach.
+        Centre element and reach make no difference: a periodic field has neither.
         """
-        return by_poisson_ratio(poisson_ratio, self._invert, displacement_px, youngs_modulus_pa)
+        return operator.each(self._invert, displacement_px, youngs_modulus_pa)
 
-    def _invert(self, poisson_ratio: float, displacement_px: Tensor, modulus_pa: Tensor) -> Tensor:
-        substrate: dict[str, Any] = {**UNIT_SUBSTRATE, "poisson_ratio": poisson_ratio}
-        substrate["transfer_function"] = self.transfer_function
+    def _invert(
+        self, displacement_px: Tensor, modulus_pa: Tensor, *, centre_element: str, reach: str, **substrate: Any
+    ) -> Tensor:
         if self.regularization is None:
             strength = choose_regularization(displacement_px, method=str(self.choice), **substrate)
         else:
@@ -76,39 +67,21 @@ class SparseInversion(nn.Module):
 
     Args:
         iterations: of the solver.
-        centre_element: of the operator, "exact" or "published".
-        reach: of the operator, "full" or "published".
-        transfer_function: kernel of the displacement measurement; None for a perfect one.
 
     Raises:
         ValueError: `iterations` is not positive.
 
     """
 
-    transfer_function: Tensor | None
-
-    def __init__(
-        self, iterations: int, centre_element: str, reach: str, transfer_function: list[float] | None = None
-    ) -> None:
+    def __init__(self, iterations: int) -> None:
         super().__init__()
         if iterations < 1:
             raise ValueError(f"iterations must be at least 1, got {iterations}")
-        self.options = {"iterations": iterations, "centre_element": centre_element, "reach": reach}
-        self.register_buffer("transfer_function", kernel_of(transfer_function), persistent=False)
+        self.iterations = iterations
 
-    def forward(
-        self, displacement_px: Tensor, youngs_modulus_pa: Tensor, poisson_ratio: Tensor, **operator: Any
-    ) -> Tensor:
-        """Displacement in px, modulus (batch,) in Pa and Poisson's ratio (batch,) -> traction / E.
-
-        `operator`: another centre_element, reach or transfer_function for these fields.
-        """
-        return by_poisson_ratio(poisson_ratio, partial(self._invert, operator), displacement_px)
-
-    def _invert(self, operator: dict[str, Any], poisson_ratio: float, displacement_px: Tensor) -> Tensor:
-        substrate: dict[str, Any] = {**UNIT_SUBSTRATE, "poisson_ratio": poisson_ratio}
-        options = {**self.options, "transfer_function": self.transfer_function, **operator}
-        return traction_from_displacement_sparse(displacement_px, **substrate, **options)
+    def forward(self, displacement_px: Tensor, youngs_modulus_pa: Tensor, operator: ElasticOperator) -> Tensor:
+        """Displacement in px, modulus (batch,) in Pa and the fields' operators -> traction / E."""
+        return operator.each(partial(traction_from_displacement_sparse, iterations=self.iterations), displacement_px)
 
 
 def kernel_of(transfer_function: list[float] | None) -> Tensor | None:
@@ -123,17 +96,3 @@ def kernel_of(transfer_function: list[float] | None) -> Tensor | None:
     kernel = torch.tensor(transfer_function, dtype=torch.float32)
     kernel_shape(kernel)
     return kernel
-
-
-def by_poisson_ratio(poisson_ratio: Tensor, compute: Callable[..., Tensor], *fields: Tensor) -> Tensor:
-    """Call `compute(poisson_ratio, *fields)` for the fields of each Poisson's ratio (batch,); join in their order."""
-    ratios = [round(ratio, 6) for ratio in poisson_ratio.tolist()]  # .45 as float32 is .4499999
-    if len(set(ratios)) == 1:
-        return compute(ratios[0], *fields)
-    parts: list[Tensor] = []
-    order: list[int] = []
-    for ratio in dict.fromkeys(ratios):
-        chosen = [number for number, other in enumerate(ratios) if other == ratio]
-        parts.append(compute(ratio, *(field[chosen] for field in fields)))
-        order += chosen
-    return torch.cat(parts)[torch.tensor(order).argsort()]

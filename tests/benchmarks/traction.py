@@ -92,7 +92,7 @@ def _networks() -> list[dict[str, object]]:
 
     numbers = compose("dl_tfm_ours")["module"]
     ours = {name: numbers[name] for name in ("steps", "width", "depth")}
-    known = ElasticOperator(numbers["poisson_ratio"], numbers["centre_element"], numbers["reach"])
+    known = ElasticOperator([0.45], ["published"], ["published"])
     sibling = compose("dl_tfm_unet")["module"]
     networks = {
         "TracNet, faithful": TractionUNet3d("faithful"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.batches import Sample, TractionBatch
+from datamodules.batches import OPERATOR_CODES, Sample, TractionBatch
 from datamodules.dl_tfm import TractionData
 from datamodules.shards.reader import ShardDataset
 from datamodules.shards.writer import write_dataset
@@ -33,6 +33,7 @@ PLAIN = {
     "symmetries": False,
     "centre_element": None,
     "reach": None,
+    "poisson_ratio": None,
     "transfer_function": None,
 }
 EVERY_NOISE = {
@@ -44,11 +45,11 @@ EVERY_NOISE = {
     "symmetries": True,
 }
 FLOAT32 = 2e-6  # relative to the largest value
-STATISTICAL = 0.03  # deviation of 20,000 draws: its own is a tenth of this
+STATISTICAL = 0.03  # deviation of 20,000 draws
 
 
 def displaced(traction_pa: torch.Tensor, **operator) -> torch.Tensor:
-    return displacement_from_traction(traction_pa, **SUBSTRATE, **{**STORED, **operator})
+    return displacement_from_traction(traction_pa, **{**SUBSTRATE, **STORED, **operator})
 
 
 def samples():
@@ -66,6 +67,7 @@ def samples():
                 "outline_px": np.zeros((360, 2), np.float32),
                 "outline_px_length": np.int32(0),
                 "recipe": np.int8(0),
+                **dict.fromkeys(OPERATOR_CODES, np.int8(1)),
                 **{name: np.float64(value) for name, value in SUBSTRATE.items()},
             }
             yield Sample(f"cell{group:02d}_{rotation}", f"cell{group:02d}", fields)
@@ -94,10 +96,7 @@ def data_root(tmp_path_factory) -> str:
 
 @pytest.fixture
 def make(data_root):
-    def build(**changed) -> TractionData:
-        return TractionData(**{"data_root": data_root, **PLAIN, **changed})
-
-    return build
+    return lambda **changed: TractionData(**{"data_root": data_root, **PLAIN, **changed})
 
 
 def epoch_of(loader, epoch: int = 0) -> list[TractionBatch]:
@@ -116,7 +115,7 @@ def by_id(batches: list[TractionBatch]) -> dict[str, SimpleNamespace]:
 
 def same(one: list[TractionBatch], other: list[TractionBatch]) -> bool:
     return len(one) == len(other) and all(
-        all(torch.equal(x, y) for x, y in zip(a[:6], b[:6], strict=True)) and a[6:] == b[6:]
+        all(torch.equal(x, y) for x, y in zip(a[:-2], b[:-2], strict=True)) and a[-2:] == b[-2:]
         for a, b in zip(one, other, strict=True)
     )
 
@@ -332,25 +331,28 @@ def test_what_is_measured_is_never_moved(make):
     [
         ({"centre_element": "exact"}, {"centre_element": "exact"}),
         ({"reach": "full"}, {"reach": "full"}),
+        ({"poisson_ratio": 0.3}, {"poisson_ratio": 0.3}),
         (
             {"centre_element": "exact", "reach": "full", "transfer_function": [0.25, 0.5, 0.25]},
             {"centre_element": "exact", "reach": "full", "transfer_function": torch.tensor([0.25, 0.5, 0.25])},
         ),
     ],
-    ids=["centre", "reach", "all"],
+    ids=["centre", "reach", "nu", "all"],
 )
 def test_a_displacement_made_anew_is_that_of_the_physics(make, changed, operator):
-    data = make(**changed)
     for split in ("train", "val", "test"):
         stored = by_id(epoch_of(getattr(make(), f"{split}_dataloader")()))
-        for name, sample in by_id(epoch_of(getattr(data, f"{split}_dataloader")())).items():
+        for name, sample in by_id(epoch_of(getattr(make(**changed), f"{split}_dataloader")())).items():
             expected = displaced(stored[name].traction_pa, **operator) / SUBSTRATE["pixel_size_um"]
             assert (sample.displacement_px - expected).abs().max() < FLOAT32 * expected.abs().max()
             assert (sample.displacement_px - stored[name].displacement_px).abs().max() > 1e-3 * expected.abs().max()
+            for known, codes in OPERATOR_CODES.items():
+                assert codes[int(getattr(sample, known))] == operator.get(known, STORED[known])
+            assert sample.poisson_ratio == pytest.approx(operator.get("poisson_ratio", SUBSTRATE["poisson_ratio"]))
 
 
 def test_a_displacement_cannot_be_made_anew_without_a_traction(make):
-    with pytest.raises(ValueError, match="centre_element, reach and transfer_function need a data set"):
+    with pytest.raises(ValueError, match="reach cannot be changed in a data set that holds no traction"):
         epoch_of(make(dataset="measured", reach="full").test_dataloader())
 
 
@@ -378,6 +380,7 @@ def test_a_displacement_cannot_be_made_anew_without_a_traction(make):
         ({"tilt_px": -1.0}, "tilt_px must be finite and not negative, got -1.0"),
         ({"centre_element": "middle"}, "centre_element must be null, exact or published, got 'middle'"),
         ({"reach": "far"}, "reach must be null, full or published, got 'far'"),
+        ({"poisson_ratio": 0.6}, r"poisson_ratio must be null or lie in \(0, 0.5\], got 0.6"),
         ({"transfer_function": [0.5, 0.5]}, "transfer_function must be a real kernel"),
     ],
 )

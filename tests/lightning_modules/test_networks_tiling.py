@@ -110,7 +110,7 @@ def published(**changes: Any) -> TractionRegression:
     arguments: dict[str, Any] = {"network": "kratz_unet", "optimizer": "adagrad", "learning_rate": 0.01}
     arguments |= {"momentum": 0.9, "decay_factor": 0.5, "decay_epochs": None, "weight_decay": 0.0}
     arguments |= {"clip_each_tensor": None, "cutoff_percentile": None, "frame_border_px": 0}
-    arguments |= {"centre_element": "exact", "reach": "full", "transfer_function": None}
+    arguments |= {"centre_element": None, "reach": None, "poisson_ratio": None, "transfer_function": None}
     return TractionRegression(**(arguments | changes))
 
 
@@ -118,7 +118,8 @@ def batch(displacement_px: Tensor, modulus_pa: float) -> TractionBatch:
     count, _, height, width = displacement_px.shape
     ones = torch.ones(count)
     mask, ids = torch.ones(count, height, width, dtype=torch.bool), ["a"] * count
-    return TractionBatch(displacement_px, displacement_px, mask, modulus_pa * ones, 0.45 * ones, ones, ids, ids)
+    numbers, codes = (modulus_pa * ones, 0.45 * ones, ones), [torch.zeros(count, dtype=torch.long)] * 2
+    return TractionBatch(displacement_px, displacement_px, mask, *numbers, *codes, ids, ids)
 
 
 @pytest.mark.parametrize("size", [(104, 104), (208, 52), (160, 160), (99, 41)])

@@ -1,18 +1,27 @@
 """What is logged of a traction, when, and its numbers by hand."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from datamodules.batches import TractionBatch
-from lightning_modules.metrics.traction_scores import forward_residual, log_scores, summary, traction_metrics
+from lightning_modules.metrics.traction_scores import (
+    forward_residual,
+    log_scores,
+    predicted,
+    summary,
+    traction_metrics,
+    without_truth,
+)
 from physics.half_space import displacement_from_traction
+from physics.traction_cytometry import traction_from_displacement
 
 SIZE, PIXEL_UM, MODULUS_PA = 40, 1.5, 5000.0
 AT_EVERY_STAGE = {"loss", "traction_nrmse"}
-WITHOUT_TRUTH = {"net_force_share", "outside_share", "forward_residual"}
+WITHOUT_TRUTH = {"net_force_share", "outside_share", "forward_residual", "displacement_nrmse", "fttc_correlation"}
 OF_A_TEST = AT_EVERY_STAGE | WITHOUT_TRUTH | {
     "traction_nrmse_sd", "traction_nrmse_squared", "traction_nrmse_full", "angle_error_deg",
     "dtma", "dma", "dtmb", "snr", "strain_energy_error",
@@ -36,11 +45,14 @@ class Logging(nn.Module):
 
 
 def displaced_px(traction_pa, **operator):
+    return displaced_per_modulus(traction_pa / MODULUS_PA, **operator)
+
+
+def displaced_per_modulus(traction, **operator):
+    """Each field with a Poisson's ratio of its own."""
     fields = [
-        displacement_from_traction(
-            field, pixel_size_um=1.0, youngs_modulus_pa=MODULUS_PA, poisson_ratio=ratio, **operator
-        )
-        for field, ratio in zip(traction_pa, RATIOS, strict=True)
+        displacement_from_traction(field, pixel_size_um=1.0, youngs_modulus_pa=1.0, poisson_ratio=ratio, **operator)
+        for field, ratio in zip(traction, RATIOS, strict=True)
     ]
     return torch.stack(fields)
 
@@ -57,12 +69,13 @@ def batch():
     mask[:, 14:27, 14:27] = True
     numbers = torch.full((3,), MODULUS_PA), torch.tensor(RATIOS), torch.full((3,), PIXEL_UM)
     names = ["a_0", "b_0", "c_0"]
-    return TractionBatch(displaced_px(traction), traction, mask, *numbers, names, ["a", "b", "c"])
+    codes = [torch.zeros(3, dtype=torch.long)] * 2
+    return TractionBatch(displaced_px(traction), traction, mask, *numbers, *codes, names, ["a", "b", "c"])
 
 
 def logged(batch, traction_pa, stage="test"):
     module = Logging()
-    operator = {} if stage == "test" else None
+    operator = displaced_per_modulus if stage == "test" else None
     log_scores(module, batch, stage, loss=torch.tensor(2.0), traction_pa=traction_pa, operator=operator)
     return module
 
@@ -77,7 +90,7 @@ def test_the_scores_of_a_tenth_too_much_by_hand(batch):
     expected = {
         "loss": 2.0, "traction_nrmse": 0.1, "traction_nrmse_sd": 0.0, "traction_nrmse_squared": 0.01,
         "traction_nrmse_full": 0.1, "dtma": 0.1, "dma": 0.1, "dtmb": 0.0, "angle_error_deg": 0.0,
-        "strain_energy_error": 0.1, "outside_share": 0.0, "forward_residual": 0.1,
+        "strain_energy_error": 0.1, "outside_share": 0.0, "forward_residual": 0.1, "displacement_nrmse": 0.1,
     }  # fmt: skip
     for name, value in expected.items():
         assert module.value(f"test/{name}") == pytest.approx(value, abs=1e-3 if name == "traction_nrmse_sd" else 1e-5)
@@ -131,11 +144,11 @@ def test_the_residual_of_the_operator_that_made_the_displacement_is_nothing(batc
     """Each field with its own Poisson's ratio; a drift of the whole field is no traction."""
     drift = torch.tensor([0.3, -0.2]).reshape(1, 2, 1, 1)
     measured = batch._replace(displacement_px=displaced_px(batch.traction_pa, **operator) + drift)
-    assert forward_residual(measured, batch.traction_pa, **operator).max() < 1e-5
-    torch.testing.assert_close(
-        forward_residual(measured, 0.75 * batch.traction_pa, **operator), torch.full((3,), 0.25), rtol=1e-4, atol=0
-    )
-    torch.testing.assert_close(forward_residual(measured, 0 * batch.traction_pa, **operator), torch.ones(3))
+    explained = partial(displaced_per_modulus, **operator)
+    assert forward_residual(measured, batch.traction_pa, explained).max() < 1e-5
+    rest = forward_residual(measured, 0.75 * batch.traction_pa, explained)
+    torch.testing.assert_close(rest, torch.full((3,), 0.25), rtol=1e-4, atol=0)
+    torch.testing.assert_close(forward_residual(measured, 0 * batch.traction_pa, explained), torch.ones(3))
 
 
 def test_the_summary_by_hand(batch):
@@ -144,7 +157,7 @@ def test_the_summary_by_hand(batch):
     uniform[:, 0] = 3.0
     uniform[:, 1] = 4.0
     moved = batch._replace(displacement_px=torch.full_like(uniform, 0.2))
-    found = summary(moved, uniform)
+    found = summary(moved, uniform, displaced_per_modulus)
     area_um2 = (SIZE * PIXEL_UM) ** 2
     torch.testing.assert_close(found["largest_traction_pa"], torch.full((3,), 5.0))
     torch.testing.assert_close(found["net_force_nn"], torch.full((3,), 5.0 * area_um2 * 1e-3))
@@ -152,6 +165,78 @@ def test_the_summary_by_hand(batch):
         found["strain_energy_fj"], torch.full((3,), 0.5 * 7.0 * 0.2 * PIXEL_UM * area_um2 * 1e-3)
     )
     unknown = batch._replace(traction_pa=torch.full_like(batch.traction_pa, torch.nan))
-    found = summary(unknown, batch.traction_pa)
+    found = summary(unknown, batch.traction_pa, displaced_per_modulus)
     assert found["traction_nrmse"].isnan().all()
     assert found["forward_residual"].max() < 1e-5
+
+
+def test_the_error_of_the_displacement_counts_what_lies_within_ten_pixels_of_the_outline(batch):
+    """The authors' errorDspl: no mean is taken off, and what happens far away does not matter."""
+    traction = 0.8 * batch.traction_pa
+    far = batch.displacement_px.clone()
+    far[:, :, :4] += 3.0  # the outline begins at 14
+    near = batch.displacement_px.clone()
+    near[:, :, 4] += 3.0
+    scores = [
+        without_truth(batch._replace(displacement_px=field), traction, displaced_per_modulus)["displacement_nrmse"]
+        for field in (batch.displacement_px, far, near)
+    ]
+    torch.testing.assert_close(scores[0], torch.full((3,), 0.2), rtol=1e-4, atol=0)
+    torch.testing.assert_close(scores[1], scores[0])
+    assert (scores[2] > 2 * scores[0]).all()
+
+
+def test_the_correlation_is_with_fourier_cytometry_on_the_samples_own_substrate(batch):
+    """With lambda 6e-10 (px/Pa)^2 at the paper's modulus, and the same give and take on softer and stiffer ones."""
+    own = torch.stack(
+        [
+            traction_from_displacement(
+                field,
+                pixel_size_um=1.0,
+                youngs_modulus_pa=10670.0,
+                poisson_ratio=ratio,
+                regularization=6e-10,
+            )
+            for field, ratio in zip(batch.displacement_px, RATIOS, strict=True)
+        ]
+    )
+
+    def correlation(traction, measured=batch):
+        return without_truth(measured, traction, displaced_per_modulus)["fttc_correlation"]
+
+    torch.testing.assert_close(correlation(7 * own), torch.ones(3), rtol=1e-5, atol=0)
+    torch.testing.assert_close(correlation(-own), -torch.ones(3), rtol=1e-5, atol=0)
+    turned = torch.stack((-own[:, 1], own[:, 0]), dim=1)
+    assert correlation(turned).abs().max() < 1e-5
+    stiffer = batch._replace(youngs_modulus_pa=4 * batch.youngs_modulus_pa)
+    torch.testing.assert_close(correlation(own, stiffer), torch.ones(3), rtol=1e-5, atol=0)
+
+
+def test_fields_that_can_have_no_score_hide_no_other_and_a_broken_prediction_shows(batch):
+    mask = batch.cell_mask.clone()
+    mask[1] = True  # no outline is known
+    still = batch.displacement_px.clone()
+    still[2] = 0
+    found = logged(batch._replace(cell_mask=mask, displacement_px=still), batch.traction_pa)
+    assert found.metrics["test/outside_share"].fields == 2
+    assert found.metrics["test/displacement_nrmse"].fields == 2
+    assert found.value("test/displacement_nrmse") < 1e-5
+    everywhere = batch._replace(cell_mask=torch.ones_like(mask))
+    assert "test/outside_share" not in logged(everywhere, batch.traction_pa).logged
+    broken = batch.traction_pa.clone()
+    broken[0, 0, 0, 0] = torch.inf
+    for name in ("outside_share", "forward_residual", "displacement_nrmse", "fttc_correlation"):
+        assert math.isnan(logged(batch, broken).value(f"test/{name}"))
+
+
+def test_a_prediction_holds_one_number_of_each_kind_per_field(batch):
+    mask = batch.cell_mask.clone()
+    mask[0] = True
+    unknown = batch._replace(traction_pa=torch.full_like(batch.traction_pa, torch.nan), cell_mask=mask)
+    found = predicted(unknown, batch.traction_pa, displaced_per_modulus)
+    torch.testing.assert_close(found.traction_pa, batch.traction_pa)
+    assert {tuple(numbers.shape) for numbers in found[1:]} == {(3,)}
+    assert found.outside_share.isnan().tolist() == [True, False, False]
+    assert found.traction_nrmse.isnan().all()
+    for numbers in (found.displacement_nrmse, found.fttc_correlation, found.forward_residual):
+        assert numbers.isfinite().all()
