@@ -245,7 +245,8 @@ def _sweep(options: argparse.Namespace) -> int:
     from mechanolab.sweeps import local, wandb_agent
     from mechanolab.sweeps.sweep_file import load_sweep
 
-    sweep = load_sweep(options.sweep, name=options.name, arguments=options.overrides)
+    more = {"arguments": options.overrides, "experiment": options.experiment}
+    sweep = load_sweep(options.sweep, name=options.name, **more)
     if options.dry_run:
         return local.dry_run(sweep)
     if options.wandb:
@@ -256,7 +257,7 @@ def _sweep(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace) -> int:
     from mechanolab.compare.report import compare
 
-    compare(options.names, out=options.out)
+    compare(options.names, out=options.out, exact=options.exact)
     return 0
 
 
@@ -372,12 +373,14 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("sweep", help="a name in sweeps/ or the path of a YAML file")
     sweep.add_argument("--workers", type=int, metavar="N", help="trials at a time; default: one per GPU, else per core")
     sweep.add_argument("--name", metavar="NAME", help="begin or continue under another name")
+    sweep.add_argument("--experiment", metavar="NAME", help="in place of the one that the sweep file names")
     sweep.add_argument("--wandb", action="store_true", help="let W&B choose the trials (needs a key)")
     sweep.add_argument("--retry-failed", action="store_true", help="try failed trials once more")
     sweep.add_argument("--dry-run", action="store_true", help="print the trials' command lines")
 
     compare = command("compare", _compare, "table and HTML report of runs")
-    compare.add_argument("names", nargs="+", metavar="NAME", help="experiments, sweeps or run folders")
+    compare.add_argument("names", nargs="+", metavar="NAME", help="experiments (with their variants), sweeps, runs")
+    compare.add_argument("--exact", action="store_true", help="without the variants that are based on an experiment")
     compare.add_argument("--out", type=Path, metavar="DIR", help="default: runs/reports/<name>")
 
     listing = command("runs", _runs, "list runs")

@@ -92,6 +92,12 @@ def experiment_names() -> list[str]:
     return sorted(p.stem for p in (checkout() / "experiments").glob("*.yaml") if not p.name.startswith("_"))
 
 
+def variants(name: str) -> list[str]:
+    """The experiments of experiments/ whose `base` is this one."""
+    paths = {other: experiment_path(other) for other in experiment_names()}
+    return [other for other, path in paths.items() if Path(str(_load(path, keep_base=True).get("base"))).stem == name]
+
+
 def experiment_path(name: str) -> Path:
     """The YAML file of an experiment, given its name or a path.
 
@@ -310,6 +316,11 @@ def _check(config: dict[str, Any], source: str) -> None:
     from lightning.pytorch import Trainer
 
     _check_section("trainer", config["trainer"], Trainer.__init__, OWNED_BY_LAUNCHER)
+    module_class: Any = import_class(config["module"]["class_path"], package="lightning_modules", key="module")
+    # optional: a module whose way of training rules out some options of the trainer says so here, not in its first step
+    fault = getattr(module_class, "trainer_fault", lambda options: None)(config["trainer"])
+    if fault is not None:
+        raise RequestError(f"trainer.{fault}")
     _check_keys("monitor", config["monitor"], MONITOR_KEYS, required=MONITOR_KEYS)
     check_value("monitor.metric", config["monitor"]["metric"], str)
     check_value("monitor.mode", config["monitor"]["mode"], Literal["min", "max"])

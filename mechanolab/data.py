@@ -335,6 +335,7 @@ def _write(
             seed=seed,
             provenance={**provenance, "made_with": f"mechanolab {version('mechanolab')}"},
             group_key=getattr(module, "GROUP_KEY", "group"),
+            codes=module.codes(source) if source is not None and hasattr(module, "codes") else None,
             on_sample=advance,
         )
     seconds = time.monotonic() - start
@@ -348,7 +349,10 @@ def _write(
 
 
 def _declared(module: ModuleType, name: str, source: Path | None) -> dict[str, Any]:
-    """FIELDS or SPLITS of a module; a converter for which they depend on the archive has `fields` or `splits`."""
+    """FIELDS or SPLITS of a module; a converter for which they depend on the archive has `fields` or `splits`.
+
+    One that reads a split off the archive, instead of having it drawn, gives it in `codes`, see `write_dataset`.
+    """
     dependent = getattr(module, name, None) if source is not None else None
     return dependent(source) if dependent is not None else getattr(module, name.upper())
 

@@ -124,11 +124,12 @@ def smoke(config: dict[str, Any], *, experiment: str) -> int:
         stem = data_class.stem  # type: ignore[attr-defined]
         data_commands.simulate(stem, out=Path(scratch) / "data" / stem / "twin", count=4, seed=0, workers=1)
         config["data"].update(data_class.smoke, data_root=f"{scratch}/data")  # type: ignore[attr-defined]
+        module_class: Any = import_class(config["module"]["class_path"], package="lightning_modules", key="module")
+        config["module"].update(getattr(module_class, "smoke", {}))
         config["trainer"].update(
             max_epochs=1, limit_train_batches=1, limit_val_batches=1, limit_test_batches=1, log_every_n_steps=1
         )
         with environment_variables(MECHANOLAB_RUNS=f"{scratch}/runs", WANDB_MODE="disabled"):
-            module_class: Any = import_class(config["module"]["class_path"], package="lightning_modules", key="module")
             if module_class.training_free:
                 metrics = recorded_tests.record(config, experiment=experiment, run_id="smoke", tested_run=None)
                 code = PREEMPTED if metrics is None else 0

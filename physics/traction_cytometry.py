@@ -34,6 +34,7 @@ from physics.regularization_scores import cross_validation, l_curve_curvature, l
 
 UNSEEN = 1e-9  # a transfer function below it has removed the wave: no traction is inferred from what is left
 CANDIDATES_PER_DECADE = 12
+ROUNDING = 1e-12  # of the mean displacement: what varies less is its rounding in float64
 
 
 def traction_from_displacement(
@@ -116,7 +117,9 @@ def choose_regularization(
     that maximises it too. "gcv" minimises N |G f - u|^2 / trace(1 - influence matrix)^2 (Golub, Heath & Wahba 1979).
     "l_curve" takes the point of largest curvature of log |f|^2 over log |G f - u|^2 (Hansen 1992). All three are sums
     over the power of the Fourier coefficients. Candidates are 12 per decade over every lambda that makes a difference;
-    the optimum is refined by a parabola. A field without measurable noise gets a lambda that changes nothing.
+    the optimum is refined by a parabola. A field without measurable noise gets a lambda that changes nothing. A field
+    at rest, displaced nowhere or alike everywhere, speaks for no traction and gets the largest candidate, as evidence
+    at a known noise gives it; its traction is zero with any.
 
     Evidence comes nearest to the best traction when its own is sharp (adhesions of a pixel or two) and the noise is
     known; a smooth traction is no white one, and evidence then regularises too little. The L-curve has a corner only
@@ -138,7 +141,7 @@ def choose_regularization(
         `traction_from_displacement`.
 
     Raises:
-        ValueError: an argument outside the ranges above, or a displacement that is not finite or is constant.
+        ValueError: an argument outside the ranges above, or a displacement that is not finite.
 
     """
     check_field("displacement_um", displacement_um)
@@ -161,8 +164,9 @@ def choose_regularization(
     x, y = torch.fft.rfft2(field - mean, norm="ortho")[..., used].unbind(-2)  # (..., m)
     waves = torch.stack(((x * k_x + y * k_y) / k, (y * k_x - x * k_y) / k), dim=-2)
     power = (waves.abs().square() * count[used]).flatten(-2)  # (..., 2 m)
-    if not bool((power.sum(-1) > 0).all()):
-        raise ValueError("displacement_um must vary over the field, a constant one asks for no regularisation")
+    rounding = height * width * (ROUNDING * mean.abs().amax((-3, -2, -1))).square()
+    at_rest = power.sum(-1, keepdim=True) <= rounding.unsqueeze(-1)
+    power = torch.where(at_rest, 1.0, power)
     gain, count = gain.square().flatten(), count[used].repeat(2)
     largest = math.log10(gain.max().item())
     smallest = max(math.log10(max(gain.min().item(), 1e-300)), largest - 8)
@@ -177,7 +181,7 @@ def choose_regularization(
         score = cross_validation(power, gain, count, logs)
     else:
         score = l_curve_curvature(power, gain, logs)
-    return (10 ** refined_maximum(logs, score)).to(displacement_um.dtype)
+    return (10 ** refined_maximum(logs, torch.where(at_rest, logs, score))).to(displacement_um.dtype)
 
 
 def cutoff_filter(

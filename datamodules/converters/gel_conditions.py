@@ -10,7 +10,7 @@ They are read from `conditions.json` in the source folder, an object with
 - `files_per_cell` (optional): how many files in a row show the same cell, where their names do not tell;
 - `axes`, `displacement_unit`: of a displacement stored as one array without a name that tells (`.npy`): "cyx" is
   (2, y, x), "yxc" (y, x, 2) and "xyc" (x, y, 2), components (x, y) in all of them; "px" counts pixels of the field,
-  "image_px" those of the camera, "um" micrometres.
+  "image_px" those of the camera, "um" micrometres. Where an array's own name tells, they must not say otherwise.
 """
 
 from __future__ import annotations

@@ -7,18 +7,16 @@ outline, with their standard deviation over the fields.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
 from lightning_modules.figures import vector_maps
-from lightning_modules.figures.traction_methods import AS_MADE, Condition, Method, methods_of
+from lightning_modules.figures.method_panels import bars, dots, lines, stacked
+from lightning_modules.figures.traction_methods import AS_MADE, methods_of, published_of_others
 
 DISPLACEMENT_COLOURS, TRACTION_COLOURS, ERROR_COLOURS = "viridis", "inferno", "cividis"
 MAP_INCHES, BAR_INCHES, BAR_SPACE_INCHES, GAP_INCHES = 2.6, 0.09, 0.58, 0.07
@@ -29,13 +27,6 @@ LEAST_ERROR_SHARE = 0.1
 """Of the traction's largest colour: the error's colours are not stretched further."""
 SAMPLES_ON_SHEET = 12
 SHEET_COLUMNS, SHEET_INCHES = 3, 1.55
-MOST_METHODS = 24
-NUMBERED_BARS, LEAST_SLOTS = 60, 8
-ERROR_TICKS = (0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1, 1.5, 2, 3, 5, 10)
-NRMSE, NOISE = "error inside the outline (NRMSE)", "noise (px)"
-HATCH = "/////"
-ERROR_BAR = {"elinewidth": 0.9, "capsize": 1.5, "ecolor": "0.15"}
-PUBLISHED_MARK: dict[str, Any] = {"color": "black", "marker": "D", "markersize": 5, "markeredgecolor": "white"}
 
 
 # -- fields -----------------------------------------------------------------------------------------------------------
@@ -209,8 +200,8 @@ def comparison(runs: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
     Returns:
         "figure_3": a bar per method, grouped by noise, hatched with cutoff; a panel per data set.
         "error_against_noise": a line per method that was tested at several noises; a panel per data set.
-        "robustness": errors of methods tested with several operators that made the displacement, or on several data
-        sets; panels per noise.
+        "robustness": errors of methods tested with several operators that made the displacement (centre element, reach,
+        Poisson's ratio, blur), or on several data sets; panels per noise.
         Each only where the runs have its numbers.
 
     """
@@ -219,179 +210,19 @@ def comparison(runs: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
     made = [condition for condition in conditions if condition.operator == AS_MADE]
     datasets = list(dict.fromkeys(condition.dataset for condition in made))
     noises = {name: [c.noise_px for c in made if c.dataset == name] for name in datasets}
-    bars = [_bars(methods, name, noises[name]) for name in datasets]
-    lines = [_lines(methods, name, noises[name]) for name in datasets]
-    dots = []
+    others = published_of_others(runs)
+    rows = []
     for dataset, noise_px in dict.fromkeys((c.dataset, c.noise_px) for c in conditions):
         places = {c.operator: c for c in conditions if (c.dataset, c.noise_px) == (dataset, noise_px)}
         ordered = {name: places[name] for name in sorted(places, key=lambda name: name != AS_MADE)}
-        dots.append(_dots(methods, f"{dataset}, noise {noise_px:g} px: operator of the data", ordered))
+        rows.append(dots(methods, f"{dataset}, noise {noise_px:g} px: operator of the data", ordered))
     for noise_px in sorted({c.noise_px for c in made}):
         places = {c.dataset: c for c in made if c.noise_px == noise_px}
-        dots.append(_dots(methods, f"noise {noise_px:g} px: data set", places))
+        rows.append(dots(methods, f"noise {noise_px:g} px: data set", places))
     figures = {
-        "figure_3": (bars, (10.5, 3.9)),
-        "error_against_noise": (lines, (8.2, 4.2)),
-        "robustness": (dots, (9.5, 3.6)),
+        "figure_3": ([bars(methods, name, noises[name], others) for name in datasets], 10.5),
+        "error_against_noise": ([lines(methods, name, noises[name]) for name in datasets], 8.2),
+        "robustness": (rows, 9.5),
     }
-    drawn = {name: ([panel for panel in panels if panel.methods], size) for name, (panels, size) in figures.items()}
-    return {name: _stacked(panels, size, methods) for name, (panels, size) in drawn.items() if panels}
-
-
-class _Panel(NamedTuple):
-    """One axes of a figure."""
-
-    title: str
-    methods: list[Method]
-    draw: Callable[[Axes, list[Method]], None]
-    marks: list[Artist]
-    """What the legend explains after the methods' colours."""
-
-
-def _bars(methods: Sequence[Method], dataset: str, noises_px: Sequence[float]) -> _Panel:
-    """Figure 3: groups of bars, one per noise; every method keeps its place in all groups."""
-
-    def draw(ax: Axes, shown: list[Method]) -> None:
-        width = 0.86 / max(len(shown), LEAST_SLOTS)
-        with_numbers = len(shown) * len(noises_px) <= NUMBERED_BARS
-        for group, noise_px in enumerate(noises_px):
-            for place, method in enumerate(shown):
-                x = group + (place - (len(shown) - 1) / 2) * width
-                for score in method.scores.get(Condition(dataset, noise_px, AS_MADE), [])[:1]:
-                    bar: dict[str, Any] = {"color": method.colour, "linewidth": 0, "yerr": score.sd or None}
-                    if method.cutoff:
-                        bar |= {"hatch": HATCH, "edgecolor": "white"}
-                    ax.bar(x, score.mean, 0.92 * width, error_kw=ERROR_BAR, **bar)
-                    top = max([score.mean + score.sd, *_mark_published(ax, method, dataset, noise_px, x)])
-                    if with_numbers:
-                        above: dict[str, Any] = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center"}
-                        text = f"{score.mean:.3f}" if score.mean >= 0.001 else f"{score.mean:.0e}"
-                        ax.annotate(text, (x, top), va="bottom", rotation=90, fontsize=6, color="0.3", **above)
-        ax.set_xticks(range(len(noises_px)), [f"{noise_px:g}" for noise_px in noises_px])
-        ax.set(xlabel=NOISE, ylabel=NRMSE, xlim=(-0.5, len(noises_px) - 0.5))
-        ax.margins(y=0.14)
-        ax.set_ylim(bottom=0)
-
-    tested = _tested(methods, [Condition(dataset, noise_px, AS_MADE) for noise_px in noises_px])
-    cutoff = Patch(facecolor="0.6", edgecolor="white", hatch=HATCH, linewidth=0, label="with cutoff")
-    marks = [cutoff] if any(method.cutoff for method in tested) else []
-    return _Panel(f"data set {dataset}", tested, draw, [*marks, *_published_marks(tested, dataset, noises_px)])
-
-
-def _lines(methods: Sequence[Method], dataset: str, noises_px: Sequence[float]) -> _Panel:
-    """Error against noise, dashed with cutoff."""
-
-    def draw(ax: Axes, shown: list[Method]) -> None:
-        for method in shown:
-            known = {
-                noise_px: scores[0]
-                for noise_px in noises_px
-                if (scores := method.scores.get(Condition(dataset, noise_px, AS_MADE)))
-            }
-            ax.errorbar(
-                list(known),
-                [score.mean for score in known.values()],
-                yerr=[score.sd for score in known.values()],
-                color=method.colour,
-                linestyle="--" if method.cutoff else "-",
-                marker="s" if method.cutoff else "o",
-                markersize=4,
-                linewidth=1.4,
-                elinewidth=0.8,
-                capsize=2,
-            )
-            for noise_px in sorted(noise_px for name, noise_px in method.published if name == dataset):
-                _mark_published(ax, method, dataset, noise_px, noise_px)
-        ax.set(xlabel=NOISE, ylabel=NRMSE)
-        _scale_errors(ax)
-
-    tested = _tested(methods, [Condition(dataset, noise_px, AS_MADE) for noise_px in noises_px], least=2)
-    cutoff = Line2D([], [], color="0.4", linestyle="--", marker="s", markersize=4, label="with cutoff")
-    marks = [cutoff] if any(method.cutoff for method in tested) else []
-    return _Panel(f"data set {dataset}", tested, draw, [*marks, *_published_marks(tested, dataset, None)])
-
-
-def _dots(methods: Sequence[Method], title: str, places: Mapping[str, Condition]) -> _Panel:
-    """Errors of the methods that were tested at several places; open where a method assumes another operator."""
-
-    def draw(ax: Axes, shown: list[Method]) -> None:
-        for place, condition in enumerate(places.values()):
-            for number, method in enumerate(shown):
-                x = place + 0.8 * ((number + 0.5) / len(shown) - 0.5)
-                for score in method.scores.get(condition, []):
-                    at = x if score.matched else x + 0.25 / len(shown)
-                    dot: dict[str, Any] = {"color": method.colour, "markersize": 5, "capsize": 2, "elinewidth": 0.8}
-                    dot |= {"marker": "s" if method.cutoff else "o", "linestyle": ""}
-                    dot["markerfacecolor"] = method.colour if score.matched else "white"
-                    ax.errorbar(at, score.mean, yerr=score.sd or None, **dot)
-        for place in range(1, len(places)):
-            ax.axvline(place - 0.5, color="0.88", linewidth=0.8, zorder=0)
-        ax.set_xticks(range(len(places)), [name.replace(", ", "\n") for name in places])
-        ax.set(ylabel=NRMSE, xlim=(-0.5, len(places) - 0.5))
-        _scale_errors(ax)
-
-    tested = _tested(methods, list(places.values()), least=2)
-    style: dict[str, Any] = {"color": "0.4", "linestyle": "", "markersize": 5}
-    marks: list[Artist] = []
-    if any(method.cutoff for method in tested):
-        marks.append(Line2D([], [], marker="s", label="with cutoff", **style))
-    found = [score for method in tested for condition in places.values() for score in method.scores.get(condition, [])]
-    if not all(score.matched for score in found):
-        marks.append(Line2D([], [], marker="o", markerfacecolor="white", label="assumes another operator", **style))
-    return _Panel(title, tested, draw, marks)
-
-
-def _tested(methods: Sequence[Method], conditions: Sequence[Condition], *, least: int = 1) -> list[Method]:
-    """The methods that were tested under at least so many of these conditions; of very many those that did best."""
-    tested = [method for method in methods if sum(condition in method.scores for condition in conditions) >= least]
-    errors = [np.mean([m.scores[c][0].mean for c in conditions if c in m.scores]) for m in tested]
-    best = sorted(range(len(tested)), key=lambda number: errors[number])[:MOST_METHODS]
-    return [tested[number] for number in sorted(best)]
-
-
-def _mark_published(ax: Axes, method: Method, dataset: str, noise_px: float, x: float) -> list[float]:
-    """Mark what was published for a method; returns how high the marks reach."""
-    entries = method.published.get((dataset, noise_px), [])
-    for entry in entries:
-        ax.errorbar(x, entry.value, yerr=entry.sd or None, capsize=2, zorder=5, **PUBLISHED_MARK)
-    return [entry.value + entry.sd for entry in entries]
-
-
-def _published_marks(methods: Sequence[Method], dataset: str, noises_px: Sequence[float] | None) -> list[Artist]:
-    """The legend of what `_mark_published` marks, at these noises or at any."""
-    tables = {
-        entry.table
-        for method in methods
-        for (name, noise_px), entries in method.published.items()
-        if name == dataset and (noises_px is None or noise_px in noises_px)
-        for entry in entries
-    }
-    return [Line2D([], [], linestyle="", label=f"published: {table}", **PUBLISHED_MARK) for table in sorted(tables)]
-
-
-def _scale_errors(ax: Axes) -> None:
-    """An axis that spreads small errors without losing those of zero: its heights are their square roots."""
-    ax.set_yscale("function", functions=(lambda error: np.sqrt(np.maximum(error, 0)), np.square))
-    top = 1.05 * ax.dataLim.ymax
-    ax.set_ylim(0, top)
-    ticks = [tick for tick in ERROR_TICKS if tick <= top]
-    ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-
-
-def _stacked(panels: Sequence[_Panel], size_inches: tuple[float, float], methods: Sequence[Method]) -> Figure:
-    """Panels below each other with one legend."""
-    width, height = size_inches
-    figure = Figure(figsize=(width, height * len(panels)), layout="constrained")
-    for number, panel in enumerate(panels):
-        ax = figure.add_subplot(len(panels), 1, number + 1)
-        panel.draw(ax, panel.methods)
-        ax.set_title(panel.title, fontsize=10, loc="left")
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.tick_params(labelsize=8)
-    shown = {method.label for panel in panels for method in panel.methods}
-    colours = {method.label: method.colour for method in methods if method.label in shown}
-    marks = {str(mark.get_label()): mark for panel in panels for mark in panel.marks}
-    legend = [*(Patch(color=colour, label=label) for label, colour in colours.items()), *marks.values()]
-    title = f"the best {MOST_METHODS}" if any(len(panel.methods) == MOST_METHODS for panel in panels) else None
-    figure.legend(handles=legend, title=title, loc="outside right upper", frameon=False, fontsize=8)
-    return figure
+    drawn = {name: ([panel for panel in panels if panel.methods], width) for name, (panels, width) in figures.items()}
+    return {name: stacked(panels, width, methods) for name, (panels, width) in drawn.items() if panels}

@@ -1,9 +1,10 @@
 """Runs of traction force microscopy put together as methods: their names, colours and errors under every condition.
 
-A method is a class with its settings. Runs that differ in nothing but seeds, folds, what
-they were tested on and the operator that they assumed are one method. A condition is a data set, a noise and what
-`data.centre_element`, `data.reach` and `data.transfer_function` made of the displacement; where these are null it is as
-the data set holds it, by the simulator's default with the published centre and reach.
+A method is a class with its settings. Runs that differ in nothing but seeds, folds, what they were tested on and the
+operator that they assumed are one method. A condition is a data set, a noise and what `data.centre_element`,
+`data.reach`, `data.poisson_ratio` and `data.transfer_function` made of the displacement; where these are null it is as
+the data set holds it, by the simulator's default with the published centre and reach and a Poisson's ratio of .45. The
+same keys of the module say what the method is told in place of the truth.
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ from typing import Any, NamedTuple
 
 METRIC = "test/traction_nrmse"
 AS_MADE = "as stored"
-OPERATOR = {"centre_element": "published", "reach": "published", "transfer_function": None}
-"""What makes the displacement, with what a null stands for beside others that are not null."""
+OPERATOR = {"centre_element": "published", "reach": "published", "poisson_ratio": 0.45, "transfer_function": None}
+"""What makes the displacement, with what a null of the data stands for."""
+CONTINUOUS = ("poisson_ratio", "transfer_function")
+"""Those of them that Fourier cytometry works with."""
+TOLD_NOTHING = ("TractionRegression",)
+"""Classes that no operator can be told; a plain U-Net of ours is another."""
 FAMILIES = {
     "FourierTractionCytometry": ("#9ecae1", "#4292c6", "#2159a6", "#08264f", "#35a29f", "#13747d", "#7fc8b4"),
     "SparseTractionCytometry": ("#41ab5d", "#8bc34a", "#1b6e35"),
@@ -60,6 +65,8 @@ class Score(NamedTuple):
     sd: float
     matched: bool
     """Whether the method works with the operator that made the data."""
+    told: str
+    """What of its operator is another, in words."""
 
 
 class Published(NamedTuple):
@@ -68,6 +75,8 @@ class Published(NamedTuple):
     table: str
     value: float
     sd: float
+    of: str
+    """The method's name."""
 
 
 class Method(NamedTuple):
@@ -185,36 +194,43 @@ def _condition(config: Mapping[str, Any]) -> Condition:
 
 
 def _operator_name(data: Mapping[str, Any]) -> str:
-    if all(data.get(key) is None for key in OPERATOR):
-        return AS_MADE
-    made = _operator(data)
-    parts = [f"{made['centre_element']} centre", f"{made['reach']} reach"]
-    parts = [part for part in parts if not part.startswith("published")]
-    if made["transfer_function"] is not None:
-        parts.append(f"blur {_short(made['transfer_function'])}")
-    return ", ".join(parts) or "published kernel"
+    """What the data have in place of what is stored."""
+    return _words({key: data[key] for key in OPERATOR if data.get(key) is not None}) or AS_MADE
 
 
-def _operator(part: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: usual if part.get(key) is None else part[key] for key, usual in OPERATOR.items()}
+def _words(operator: Mapping[str, Any]) -> str:
+    parts = []
+    for key, value in operator.items():
+        if key == "poisson_ratio":
+            parts.append(f"ν {_short(value)}")
+        elif key == "transfer_function":
+            parts.append("no blur" if value is None else f"blur {_short(value)}")
+        else:
+            parts.append(f"{value} {key.split('_')[0]}")
+    return ", ".join(parts)
 
 
-def _matched(config: Mapping[str, Any]) -> bool:
-    """Whether the module works with the operator of the data; FTTC uses a continuous kernel and the blur alone."""
-    return _used(config, "module") == _used(config, "data")
+def _made(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The operator behind the displacement, as far as the method could make use of it."""
+    data = config["data"]
+    made = {key: usual if data.get(key) is None else data[key] for key, usual in OPERATOR.items()}
+    # a periodic field has neither centre element nor reach
+    return {key: made[key] for key in (CONTINUOUS if _kind(config) == "FourierTractionCytometry" else OPERATOR)}
 
 
-def _used(config: Mapping[str, Any], section: str) -> list[Any]:
-    """The parts of a section's operator that the method makes use of."""
-    keys = ("transfer_function",) if _kind(config) == "FourierTractionCytometry" else tuple(OPERATOR)
-    operator = _operator(config[section])
-    return [operator[key] for key in keys]
+def _assumed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The operator that the method works with: what it is told, else the true one; blur is not known by itself."""
+    module, made = config["module"], _made(config)
+    if _kind(config) in TOLD_NOTHING or (_kind(config) == "PhysicsInformedRegression" and module.get("steps") is None):
+        return {key: OPERATOR[key] for key in made}  # that of the data which it was trained on
+    truth = {**made, "transfer_function": None}
+    return {key: truth[key] if module.get(key) is None else module[key] for key in made}
 
 
 def _scores(runs: Sequence[Mapping[str, Any]]) -> dict[Condition, list[Score]]:
     tests: dict[tuple[Condition, str], list[Mapping[str, Any]]] = {}
     for run in runs:
-        assumed = json.dumps(_used(run["config"], "module"))
+        assumed = json.dumps(_assumed(run["config"]))
         tests.setdefault((_condition(run["config"]), assumed), []).append(run)
     scores: dict[Condition, list[Score]] = {}
     for (condition, _), members in tests.items():
@@ -227,24 +243,50 @@ def _score(runs: Sequence[Mapping[str, Any]]) -> Score:
     mean = math.fsum(values) / len(values)
     spreads = [float(run["summary"][f"{METRIC}_sd"]) for run in runs if f"{METRIC}_sd" in run["summary"]]
     variances = [spread**2 for spread in spreads] or [(value - mean) ** 2 for value in values]
-    return Score(mean, math.sqrt(math.fsum(variances) / len(variances)), _matched(runs[0]["config"]))
+    assumed, made = _assumed(runs[0]["config"]), _made(runs[0]["config"])
+    other = {key: value for key, value in assumed.items() if value != made[key]}
+    return Score(mean, math.sqrt(math.fsum(variances) / len(variances)), not other, _words(other))
 
 
 def _published(runs: Sequence[Mapping[str, Any]]) -> dict[tuple[str, float], list[Published]]:
     """What was published for the settings of these runs, at every noise; without cutoff unless the entry names it."""
     found: dict[tuple[str, float], list[Published]] = {}
     for run in runs:
-        config, flat = run["config"], dict(_flat(run["config"]))
-        for entry in config.get("published") or ():
-            match = {"module.cutoff_percentile": None, **dict(_flat(entry.get("match") or {}))}
-            noise_px = float(match.pop("data.noise_px", flat["data.noise_px"]))
-            if entry["metric"] != METRIC or any(flat.get(key) != value for key, value in match.items()):
-                continue
-            one = Published(str(entry["table"]), float(entry["value"]), float(entry.get("sd") or 0.0))
-            known = found.setdefault((str(config["data"]["dataset"]), noise_px), [])
-            if one not in known:
-                known.append(one)
+        flat = dict(_flat(run["config"]))
+        for noise_px, match, entry in _entries(run["config"]):
+            if _fits(match, flat):
+                known = found.setdefault((str(flat["data.dataset"]), noise_px), [])
+                if entry not in known:
+                    known.append(entry)
     return found
+
+
+def published_of_others(runs: Sequence[Mapping[str, Any]]) -> dict[float, list[Published]]:
+    """By noise, what was published for methods that none of the runs with a test is."""
+    tested = [run for run in runs if math.isfinite(run["summary"].get(METRIC, math.nan))]
+    flats = [dict(_flat(run["config"])) for run in tested]
+    found: dict[float, list[Published]] = {}
+    for run in tested:
+        for noise_px, match, entry in _entries(run["config"]):
+            if not any(_fits(match, flat) for flat in flats) and entry not in found.setdefault(noise_px, []):
+                found[noise_px].append(entry)
+    return {noise_px: entries for noise_px, entries in found.items() if entries}
+
+
+def _entries(config: Mapping[str, Any]) -> Iterator[tuple[float, dict[str, Any], Published]]:
+    """The noise, the other settings and the number of each published error."""
+    for entry in config.get("published") or ():
+        if entry["metric"] == METRIC:
+            match = {"module.cutoff_percentile": None, **dict(_flat(entry.get("match") or {}))}
+            noise_px = float(match.pop("data.noise_px", config["data"]["noise_px"]))
+            network = match.get("module.network")
+            of = NETWORKS.get(str(network), str(network)) if network else ""
+            numbers = float(entry["value"]), float(entry.get("sd") or 0.0)
+            yield noise_px, match, Published(str(entry["table"]), *numbers, of)
+
+
+def _fits(match: Mapping[str, Any], flat: Mapping[str, Any]) -> bool:
+    return all(flat.get(key) == value for key, value in match.items())
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

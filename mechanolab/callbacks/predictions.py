@@ -1,5 +1,7 @@
 """Writes predictions: one row of numbers per sample as predictions.csv, arrays as predictions.h5 and a TIFF file per
-sample and field, the first samples as figures. A folder holds all of it or is left as it was.
+sample and field, the first samples as figures; where a module predicts them, pictures as a PNG file per sample, tables
+of any length as one csv file each with all samples' rows, and what follows from all samples together as summary.json.
+A folder holds all of it or is left as it was.
 """
 
 from __future__ import annotations
@@ -15,11 +17,13 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from datamodules.shards.predicted_fields import FieldStage, PredictionFolder, StagedField, write_fields
+from datamodules.shards.predicted_fields import FieldStage, PredictionFolder, StagedField, file_stem, write_fields
+from datamodules.shards.workspace import clear_disk_errors
 from mechanolab.callbacks.figures import join_batches, keep_for_figures, write_figures
-from mechanolab.runs import write_config
+from mechanolab.runs import write_config, write_json
 
 TABLE_NAME = "predictions.csv"
+SUMMARY_NAME = "summary.json"
 
 
 class _Row(NamedTuple):
@@ -27,13 +31,17 @@ class _Row(NamedTuple):
     group: str
     numbers: dict[str, Any]
     fields: dict[str, StagedField]
+    tables: dict[str, dict[str, list[Any]]]
 
 
 class PredictionWriter(BasePredictionWriter):
     """Writes what `predict_step` returns, a NamedTuple whose fields have one entry per sample, or are None.
 
     Entries that are single numbers or texts are columns of predictions.csv, whose rows are sorted by sample id; arrays
-    are streamed to disk. All ranks' samples end in the same files.
+    are streamed to disk. An array (y, x, 3) of 8-bit numbers is a picture, written as `<sample id>_<name>.png`. A
+    mapping of names to columns of one length is a table, whose rows are added to `<name>.csv`. All ranks' samples end
+    in the same files. A module's optional `prediction_summary(rows)`, which is given the numbers of every sample,
+    returns what is written as summary.json.
 
     Args:
         folder: where the files go; an earlier prediction there is replaced once this one is complete.
@@ -78,12 +86,17 @@ class PredictionWriter(BasePredictionWriter):
                 raise ValueError(f"prediction {name} has {len(entries)} entries for {len(batch.sample_id)} samples")
         per_sample = {name: _entries(entries) for name, entries in columns.items()}
         for i, (sample_id, group) in enumerate(zip(batch.sample_id, batch.group, strict=True)):
-            row = _Row(str(sample_id), str(group), {}, {})
+            row = _Row(str(sample_id), str(group), {}, {}, {})
             for name, entries in per_sample.items():
-                if isinstance(entries[i], np.ndarray):
-                    row.fields[name] = self._stage.add(row.sample_id, name, entries[i])
+                entry = entries[i]
+                if isinstance(entry, Mapping):
+                    row.tables[name] = _columns(name, entry)
+                elif isinstance(entry, np.ndarray) and _is_picture(entry):
+                    _write_picture(self._stage.folder / f"{file_stem(row.sample_id)}_{name}.png", entry)
+                elif isinstance(entry, np.ndarray):
+                    row.fields[name] = self._stage.add(row.sample_id, name, entry)
                 else:
-                    row.numbers[name] = entries[i]
+                    row.numbers[name] = entry
             self._rows.append(row)
         keep_for_figures(self._batches, batch)
 
@@ -120,16 +133,52 @@ class PredictionWriter(BasePredictionWriter):
             writer.writerow(["sample_id", "group", *names["numbers"]])
             for row in rows:
                 writer.writerow([row.sample_id, row.group, *(row.numbers[name] for name in names["numbers"])])
+        for name in names["tables"]:
+            _write_table(folder / f"{name}.csv", [(row, row.tables[name]) for row in rows])
         if names["fields"]:
             staged = {name: [row.fields[name] for row in rows] for name in names["fields"]}
             write_fields(folder, [row.sample_id for row in rows], [row.group for row in rows], staged)
+        summarize = getattr(module, "prediction_summary", None)
+        if summarize is not None:
+            write_json(folder / SUMMARY_NAME, summarize([row.numbers for row in rows]))
         write_config(folder, self.config)
         if self._batches:
             with torch.inference_mode():
                 write_figures(folder, cast(Any, module).figures(join_batches(self._batches)))
 
 
-_PARTS = ("numbers", "fields")
+_PARTS = ("numbers", "fields", "tables")
+
+
+def _columns(name: str, table: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """A sample's table as lists; ValueError names one whose columns differ in length."""
+    columns = {column: np.asarray(values).tolist() for column, values in table.items()}
+    if len({len(values) for values in columns.values()}) > 1:
+        raise ValueError(f"prediction {name} must have columns of one length")
+    return columns
+
+
+def _write_table(path: Path, tables: Sequence[tuple[_Row, Mapping[str, list[Any]]]]) -> None:
+    """One csv file of all samples' rows, each beginning with its sample and group."""
+    names = list(tables[0][1])
+    with path.open("x", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["sample_id", "group", *names])
+        for row, columns in tables:
+            if list(columns) != names:
+                raise ValueError(f"prediction {path.stem} of sample {row.sample_id!r} has other columns")
+            writer.writerows([row.sample_id, row.group, *values] for values in zip(*columns.values(), strict=True))
+
+
+def _is_picture(values: np.ndarray) -> bool:
+    return values.dtype == np.uint8 and values.ndim == 3 and values.shape[-1] == 3
+
+
+def _write_picture(path: Path, picture: np.ndarray) -> None:
+    from matplotlib.image import imsave
+
+    with clear_disk_errors(path.parent):
+        imsave(path, picture)
 
 
 def _entries(entries: Any) -> Sequence[Any]:

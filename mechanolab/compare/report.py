@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from mechanolab.compare.curves import DARK, LIGHT, learning_curves, settings
 from mechanolab.compare.formats import columns, csv_text, markdown, print_tables, write_text
-from mechanolab.compare.table import Comparison, compare_runs, find
+from mechanolab.compare.table import Comparison, compare_runs, family, find
 from mechanolab.config import runs_root
 from mechanolab.runs import Run
 
@@ -48,20 +48,23 @@ class Picture(NamedTuple):
     width_px: int
 
 
-def compare(names: Sequence[str], *, out: Path | None = None, open_report: bool = False) -> Report:
+def compare(names: Sequence[str], *, out: Path | None = None, open_report: bool = False, exact: bool = False) -> Report:
     """Compare experiments, sweeps and single runs: print the tables, write the report.
 
     Args:
-        names: experiments, sweeps, run folders (or `<experiment>/<run id>`).
+        names: experiments with the variants that are based on them, sweeps, run folders (or `<experiment>/<run id>`).
         out: folder of the report; `reports/<names>/` in the runs' folder when left out.
         open_report: show the page in a browser.
+        exact: leave out the variants of the experiments.
 
     Raises:
         RequestError: a name that no run has.
     """
-    runs, not_started = find(names)
+    runs, not_started = find(names, exact=exact)
     short = [Path(name).name for name in names]
-    report = report_runs(runs, name="-".join(short), title=", ".join(short), out=out, not_started=not_started)
+    variants = [] if exact else list(dict.fromkeys(v for name in names for v in family(name) if v not in names))
+    title = ", ".join(short) + (f" with its variants {', '.join(variants)}" if variants else "")
+    report = report_runs(runs, name="-".join(short), title=title, out=out, not_started=not_started)
     if open_report:
         webbrowser.open(report.html.absolute().as_uri())
     return report
@@ -199,6 +202,7 @@ def as_mapping(run: Run) -> dict[str, Any]:
     """A run as `comparison(runs)` of a paper's figures takes it."""
     return {
         "run_id": run.run_id,
+        "folder": run.path,
         "config": run.config,
         "summary": run.summary,
         "history": run.history,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from mechanolab.config import RequestError, experiment_names, flatten, nearest, nest, runs_root
+from mechanolab.config import RequestError, experiment_names, flatten, nearest, nest, runs_root, variants
 from mechanolab.runs import Run, find_runs, ranking_metric, read_run
 from mechanolab.sweeps.study import planned_runs
 from mechanolab.sweeps.sweep_file import INDIFFERENT
@@ -104,8 +104,12 @@ class Comparison:
 # -- which runs -------------------------------------------------------------------------------------------------------
 
 
-def find(names: Sequence[str]) -> tuple[list[Run], int]:
+def find(names: Sequence[str], *, exact: bool = False) -> tuple[list[Run], int]:
     """The runs that experiments, sweeps and run folders name, and how many trials of the sweeps are still to come.
+
+    Args:
+        names: an experiment stands for its variants as well, see `family`.
+        exact: it does not.
 
     Raises:
         RequestError: a name that no run has.
@@ -119,6 +123,8 @@ def find(names: Sequence[str]) -> tuple[list[Run], int]:
         else:
             found = [*find_runs(name), *sweep_runs(name)]
             not_started += trials_to_come(name)
+            based = [] if exact else family(name)
+            found += [run for variant in based for run in find_runs(variant) if run.experiment == variant]
         if not found:
             known = sorted({name for run in find_runs() for name in (run.group, run.experiment)})
             hint = nearest(name, [*known, *experiment_names()])
@@ -127,6 +133,20 @@ def find(names: Sequence[str]) -> tuple[list[Run], int]:
         for run in found:
             runs.setdefault(run.path, run)
     return list(runs.values()), not_started
+
+
+def family(name: str) -> list[str]:
+    """The variants of an experiment that have runs; none of a name that is no experiment's.
+
+    Variants are the experiments of the checkout whose `base` it is, and those of the runs' folder that no file of the
+    checkout describes and whose names begin with its name and an underscore: a user's own.
+    """
+    known = experiment_names()
+    if name not in known:
+        return []
+    with_runs = {path.parent.parent.name for path in runs_root().glob("*/*/config.yaml")}
+    based = variants(name)
+    return sorted(e for e in with_runs if e in based or (e not in known and e.startswith(f"{name}_")))
 
 
 def sweep_runs(name: str) -> list[Run]:
@@ -191,7 +211,8 @@ def _ranking(runs: Sequence[Run], monitor: Mapping[str, str]) -> tuple[str, str]
 def differing(runs: Sequence[Run]) -> list[str]:
     """Dotted paths of the settings that are not the same in all runs: the module's first, then the data's, then others.
 
-    Where the data lie and how they are read is left out, and so is what the paper printed.
+    Where the data lie and how they are read is left out, and so is what the paper printed, and what only some
+    experiments have and is the same in all their runs: their names tell it.
     """
     flats = [flatten(run.config) for run in runs]
     paths = list(dict.fromkeys(path for flat in flats for path in flat))
@@ -201,7 +222,11 @@ def differing(runs: Sequence[Run]) -> list[str]:
         if path in INDIFFERENT:
             continue
         values = [flat.get(path, absent) for flat in flats]
-        if any(value != values[0] for value in values[1:]):
+        own = {run.experiment: value for run, value in zip(runs, values, strict=True)}
+        told = any(v is absent for v in values) and all(
+            own[run.experiment] == value for run, value in zip(runs, values, strict=True)
+        )
+        if not told and any(value != values[0] for value in values[1:]):
             found.append(path)
     order = ("module", "data", "trainer")
     return sorted(

@@ -86,13 +86,18 @@ class Sweep:
         return {k: v for k, v in sorted(flatten(self.base).items()) if k not in apart}
 
 
-def load_sweep(name_or_path: str, *, name: str | None = None, arguments: Sequence[str] = ()) -> Sweep:
+def load_sweep(
+    name_or_path: str, *, name: str | None = None, arguments: Sequence[str] = (), experiment: str | None = None
+) -> Sweep:
     """Read and check a sweep file.
 
     Args:
         name_or_path: a name in sweeps/ or the path of a YAML file.
-        name: name of the sweep (its folder, its group, the stem of its run ids); the file's stem when left out.
+        name: name of the sweep (its folder, its group, the stem of its run ids); the file's stem when left out, with
+            `experiment` behind it where that is given.
         arguments: words added to every trial's command, for example `trainer.max_epochs=2`.
+        experiment: in place of the one that the file's command names; a `--run` whose environment variable is not set
+            falls away then: what needs no training has no run.
 
     Returns:
         The sweep, ready for either engine.
@@ -114,7 +119,7 @@ def load_sweep(name_or_path: str, *, name: str | None = None, arguments: Sequenc
     method = definition.get("method")
     if method not in METHODS:
         raise refuse(f"method must be grid, random or bayes, got {method!r}{nearest(str(method), METHODS)}")
-    name = path.stem if name is None else name
+    name = "-".join([path.stem, *([Path(experiment).stem] if experiment else [])]) if name is None else name
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,58}", name):
         raise refuse(
             f"the sweep's name {name!r} must be 1 to 59 letters, digits, '_', '-' or '.': choose one with --name"
@@ -122,7 +127,8 @@ def load_sweep(name_or_path: str, *, name: str | None = None, arguments: Sequenc
     run_cap = definition.get("run_cap")
     if run_cap is not None and (type(run_cap) is not int or run_cap < 1):
         raise refuse(f"run_cap must be a whole number of trials, at least 1, got {run_cap!r}")
-    command = _command(definition, refuse) + tuple(arguments)
+    command = _command(definition, refuse)
+    command = (command if experiment is None else _on_another(command, experiment)) + tuple(arguments)
     position = next(i for i, word in enumerate(command) if word in TRIALS)
     trial, experiment = command[position], command[position + 1]
     overrides = tuple(w for w in command[position + 2 :] if "=" in w and not w.startswith(("-", "$")))
@@ -223,6 +229,16 @@ def _command(definition: Mapping[str, Any], refuse: Any) -> tuple[str, ...]:
     if "${program}" in command and not definition.get("program"):
         raise refuse("command uses ${program}, but the key program is missing")
     return command
+
+
+def _on_another(command: Sequence[str], experiment: str) -> tuple[str, ...]:
+    """The command with another experiment in the place of its own."""
+    place = next(i for i, word in enumerate(command) if word in TRIALS) + 1
+    words = [*command[:place], experiment, *command[place + 1 :]]
+    runs = [i for i, word in enumerate(words[:-1]) if word == "--run"]
+    for i in reversed([i for i in runs if not set(ENVIRONMENT_VARIABLE.findall(words[i + 1])) <= os.environ.keys()]):
+        del words[i : i + 2]
+    return tuple(words)
 
 
 # -- against the experiment -------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -26,7 +27,7 @@ def build(**changes: Any) -> TractionData:
     arguments |= {"num_workers": 0, "memory_gib": 0.0, "seed": 0, "noise_px": 0.5, "train_noise_px": None}
     arguments |= {"noise_free_share": 0.0, "correlated_px": 0.0, "correlation_length_px": 4.0, "drift_px": 0.0}
     arguments |= {"tilt_px": 0.0, "symmetries": True, "centre_element": "exact", "reach": None}
-    return TractionData(**(arguments | {"transfer_function": None} | changes))
+    return TractionData(**(arguments | {"poisson_ratio": None, "transfer_function": None} | changes))
 
 
 def declare(folder: Path, **changes: Any) -> Path:
@@ -174,6 +175,56 @@ def test_a_file_without_names_needs_its_axes_and_unit(tmp_path):
     (folder / "conditions.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"conditions\.json: .* so write that file"):
         build().predict_on(files=[one])
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("um.npz", {"displacement_unit": "px"}, 'displacement_um, of displacement_unit "um", but .* declares "px"'),
+        ("px.npz", {"displacement_unit": "image_px"}, 'displacement_px, of displacement_unit "px", .* "image_px"'),
+        ("uv.npz", {"displacement_unit": "px"}, 'u, of displacement_unit "image_px", .* declares "px"'),
+        ("1_v.npy", {"displacement_unit": "um"}, 'u, of displacement_unit "image_px", .* declares "um"'),
+        ("1_v.npy", {"axes": "xyc"}, 'u, of axes "cyx", .* declares "xyc"'),
+        ("dspl.npz", {"displacement_unit": "um"}, 'dspl, of displacement_unit "px", .* declares "um"'),
+        ("dspl.npz", {"axes": "yxc"}, 'dspl, of axes "xyc", .* declares "yxc"'),
+        ("piv.csv", {"displacement_unit": "um"}, 'vectors of PIV, of displacement_unit "image_px", .* declares "um"'),
+        ("um.npz", {"displacement_unit": "um", "axes": "cyx"}, None),
+        ("1_v.npy", {"displacement_unit": "image_px", "axes": "yxc"}, None),
+        ("dspl.npz", {"displacement_unit": "px", "axes": "xyc"}, None),
+        ("piv.csv", {"displacement_unit": "image_px", "axes": "xyc"}, None),
+    ],
+)
+def test_what_is_declared_must_not_contradict_the_name_of_an_array(tmp_path, name, changes, message):
+    square = field(8, 8)
+    folder = declare(tmp_path / "own", pixel_size_um=None if name == "piv.csv" else PIXEL_UM, image_pixel_size_um=0.5)
+    archived(folder / "um.npz", displacement_um=square)
+    archived(folder / "px.npz", displacement_px=square)
+    archived(folder / "uv.npz", u=square[0], v=square[1])
+    archived(folder / "dspl.npz", dspl=square.transpose(2, 1, 0))
+    table(folder / "piv.csv", square, 4.0)
+    for part, values in zip("uv", square, strict=True):
+        saved(folder / f"1_{part}.npy", values)
+    declare(folder, pixel_size_um=None if name == "piv.csv" else PIXEL_UM, image_pixel_size_um=0.5, **changes)
+    if message is None:
+        assert len(predicted_on(folder / name)) == 1
+    else:
+        with pytest.raises(ValueError, match=message):
+            build().predict_on(files=[folder / name])
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", "<f4", ">i2", "f2"])
+def test_numbers_of_any_width_and_byte_order_are_read(tmp_path, dtype):
+    displacement_px = np.round(100 * field()).astype(dtype)
+    unnamed = declare(tmp_path / "unnamed", axes="cyx", displacement_unit="px")
+    folder = declare(tmp_path / "own")
+    with h5py.File(folder / "dspl.mat", "w") as file:
+        file["dspl"] = np.round(100 * field(9, 9)).astype(dtype)  # HDF5 keeps MATLAB's axes in reverse
+    files = [saved(unnamed / "one.npy", displacement_px), archived(folder / "px.npz", displacement_px=displacement_px)]
+    (batch,) = predicted_on(*files)
+    expected = torch.from_numpy(displacement_px.astype(np.float32)).expand(2, -1, -1, -1)
+    torch.testing.assert_close(batch.displacement_px, expected, rtol=1e-6, atol=0)
+    (batch,) = predicted_on(folder / "dspl.mat")
+    torch.testing.assert_close(batch.displacement_px[0], torch.from_numpy(np.round(100 * field(9, 9))).float())
 
 
 def test_files_that_cannot_be_predicted_on_are_refused_by_name(tmp_path):

@@ -307,13 +307,14 @@ def test_robustness_shows_full_dots_where_the_method_knows_the_operator_and_open
     figures = comparison(runs)
     assert set(figures) == {"figure_3", "robustness"}
     (ax,) = drawn(figures["robustness"]).axes
-    places = [tick.get_text() for tick in ax.get_xticklabels()]
+    places = [tick.get_text() for tick in ax.get_yticklabels()]
     assert places == [AS_MADE, "blur 0.08 0.84 0.08", "exact centre"]
+    assert ax.yaxis_inverted()
     dots = {}
     for line in ax.lines:
         if line.get_marker() == "o":
-            ((x, y),) = line.get_xydata()
-            dots[places[round(x)], y] = to_hex(line.get_markerfacecolor()) != "#ffffff"
+            ((error, row),) = line.get_xydata()
+            dots[places[round(row)], error] = to_hex(line.get_markerfacecolor()) != "#ffffff"
     # FTTC inverts the continuous kernel: a centre element is nothing that it could assume wrongly
     assert dots == {
         (AS_MADE, 0.05): True,
@@ -327,12 +328,57 @@ def test_robustness_shows_full_dots_where_the_method_knows_the_operator_and_open
     assert sorted(patch.get_height() for patch in bars.patches) == [0.05, 0.12, 0.25]  # of the stored data alone
 
 
+def test_what_a_method_is_told_is_the_truth_unless_its_run_says_otherwise_and_a_blur_must_be_told() -> None:
+    """Dots of a row that assume several wrong operators say which."""
+    stiff, blur = {"poisson_ratio": 0.5}, {"transfer_function": [0.08, 0.84, 0.08]}
+    knows = dict.fromkeys(("centre_element", "reach", "poisson_ratio"))  # null: told the truth
+    runs = [
+        ours(0.05, **knows),
+        ours(0.06, data=stiff, **knows),
+        ours(0.2, data=stiff, **knows | {"poisson_ratio": 0.45}),
+    ]
+    runs += [ours(0.3, data=blur, **knows), ours(0.07, data=blur, **knows | blur)]
+    runs += [ours(0.4, data=blur, **knows | {"transfer_function": [0.25, 0.5, 0.25]})]
+    runs += [tracnet(0.1, **knows), tracnet(0.25, data=stiff, **knows)]  # cannot be told anything
+    runs += [fttc(error=0.35, **knows), fttc(error=0.45, data=stiff, **knows | {"poisson_ratio": 0.45})]
+    found = {
+        (method.label, condition.operator, score.mean): (score.matched, score.told)
+        for method in methods_of(runs)
+        for condition, scores in method.scores.items()
+        for score in scores
+    }
+    assert found == {
+        ("ours, 1 step", AS_MADE, 0.05): (True, ""),
+        ("ours, 1 step", "ν 0.5", 0.06): (True, ""),
+        ("ours, 1 step", "ν 0.5", 0.2): (False, "ν 0.45"),
+        ("ours, 1 step", "blur 0.08 0.84 0.08", 0.3): (False, "no blur"),
+        ("ours, 1 step", "blur 0.08 0.84 0.08", 0.07): (True, ""),
+        ("ours, 1 step", "blur 0.08 0.84 0.08", 0.4): (False, "blur 0.25 0.5 0.25"),
+        ("TracNet", AS_MADE, 0.1): (True, ""),
+        ("TracNet", "ν 0.5", 0.25): (False, "ν 0.45"),
+        ("FTTC, λ = 1e-09", AS_MADE, 0.35): (True, ""),
+        ("FTTC, λ = 1e-09", "ν 0.5", 0.45): (False, "ν 0.45"),
+    }
+    (ax,) = drawn(comparison(runs)["robustness"]).axes
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == [AS_MADE, "blur 0.08 0.84 0.08", "ν 0.5"]
+    assert {text.get_text() for text in ax.texts} == {"no blur", "blur 0.25 0.5 0.25"}
+
+
+def test_what_was_published_of_a_method_that_was_not_run_stands_beside_the_bars() -> None:
+    figure = drawn(comparison([fttc(noise_px=0.0), ours(noise_px=0.0), ours()])["figure_3"])
+    (ax,) = figure.axes
+    (mark,) = [line.get_xydata()[0] for line in ax.lines if line.get_marker() == "D"]
+    assert mark[1] == 0.1115  # of noise 0; .00765 px was not tested
+    assert mark[0] < min(patch.get_x() for patch in ax.patches if patch.get_width() < 0.5)
+    assert "published: repository, TracNet" in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
 def test_robustness_compares_data_sets_at_one_noise() -> None:
     runs = [ours(0.05), ours(0.1, data={"dataset": "discs"}), ours(0.2, noise_px=0.0375, data={"dataset": "discs"})]
     figures = comparison(runs)
     (ax,) = drawn(figures["robustness"]).axes
     assert ax.get_title(loc="left") == "noise 0.0188 px: data set"
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["discs", "twin"]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["discs", "twin"]
     assert [ax.get_title(loc="left") for ax in drawn(figures["figure_3"]).axes] == ["data set discs", "data set twin"]
 
 

@@ -129,6 +129,17 @@ def test_only_settings_that_differ_are_shown_and_where_the_data_lie_is_not(write
     assert compare_runs(find(["toy"])[0], title="toy").parameters == ["module.rate", "seed"]
 
 
+def test_what_an_experiments_name_tells_is_not_shown_unless_its_runs_differ_in_it(write: Callable[..., Path]) -> None:
+    write("a", width=8, rate=0.1)
+    write("b", width=8, rate=0.1, split="fold1")
+    write("c", experiment="other", iterations=40, rate=0.3)
+    runs = find(["toy", "other"])[0]
+    assert compare_runs(runs, title="both").parameters == ["module.rate", "data.split"]
+    write("d", width=16, rate=0.1)
+    runs = find(["toy", "other"])[0]
+    assert compare_runs(runs, title="both").parameters == ["module.rate", "module.width", "data.split"]
+
+
 def test_failed_unfinished_and_silent_runs_stay_in_the_table_behind_the_others(write: Callable[..., Path]) -> None:
     write("fine", val=(3.0,), rate=1)
     write("nan", val=(math.nan,), rate=2)
@@ -224,6 +235,36 @@ def test_experiments_sweeps_and_run_folders_may_be_mixed_and_no_run_comes_twice(
     assert comparison.rows[0].parameters["experiment"] == "toy"
 
 
+def test_an_experiment_brings_the_variants_based_on_it_and_a_users_own_and_none_of_a_sweep(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "checkout" / "experiments"
+    folder.mkdir(parents=True)
+    bases = {"toy": None, "toy_small": "toy.yaml", "fast": "toy.yaml", "toy_other": None, "toy_small_x": None}
+    for name, base in bases.items():
+        text = "seed: 0\n" if base is None else f"base: {base}\n"
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+    monkeypatch.setattr("mechanolab.config.checkout", lambda: tmp_path / "checkout")
+    write("a", group="search")
+    for name in ("toy_small", "fast", "toy_other", "toy_mine", "toyish"):
+        write(f"of_{name}", experiment=name, rate=len(name), test=1.0)
+
+    def found(*names: str, **options: Any) -> list[str]:
+        return sorted(run.run_id for run in find(names, **options)[0])
+
+    assert found("toy") == ["a", "of_fast", "of_toy_mine", "of_toy_small"]
+    assert found("toy", exact=True) == ["a"]
+    assert found("toy_small") == ["of_toy_small"]
+    assert found("search") == ["a"]
+    assert found("toy", "toy_other") == ["a", "of_fast", "of_toy_mine", "of_toy_other", "of_toy_small"]
+    compare(["toy"])
+    assert "toy with its variants fast, toy_mine, toy_small" in capsys.readouterr().out
+    (tmp_path / "toy" / "a" / "config.yaml").unlink()
+    assert found("toy") == ["of_fast", "of_toy_mine", "of_toy_small"]
+    with pytest.raises(RequestError, match="no run belongs to 'toy'"):
+        found("toy", exact=True)
+
+
 def test_an_unknown_name_is_refused_with_the_nearest(write: Callable[..., Path]) -> None:
     write("a", experiment="circulars")
     with pytest.raises(RequestError, match=r"no run belongs to 'circulrs' in .*did you mean 'circulars'"):
@@ -315,7 +356,7 @@ def test_the_papers_own_figures_are_drawn_from_the_runs_that_logged_something(
     page = Page(compare(["toy"]).html)
     assert "error_bars" in page.texts
     assert [run["run_id"] for run in seen] == ["a"]
-    assert set(seen[0]) == {"run_id", "config", "summary", "history", "irreducible_error", "tested_run"}
+    assert set(seen[0]) == {"run_id", "folder", "config", "summary", "history", "irreducible_error", "tested_run"}
     assert seen[0]["irreducible_error"]["value"] == 11.6
 
 

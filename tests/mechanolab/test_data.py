@@ -237,6 +237,21 @@ def test_convert_writes_beside_the_twin_and_names_no_place_on_this_machine(tmp_p
     assert str(tmp_path) not in (folder / "manifest.json").read_text()
 
 
+def test_a_split_that_the_archive_itself_tells_is_stored_as_it_is(
+    tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules[f"datamodules.converters.{STEM}"]
+    told = np.array([2, 0, 1, 2], np.int8)
+    schemes = {**SHARED["SPLITS"], "parity": {"unit": "sample", "train": 0.5, "val": 0.25, "test": 0.25}}
+    monkeypatch.setattr(module, "SPLITS", schemes)
+    monkeypatch.setattr(module, "codes", lambda source: {"parity": told}, raising=False)
+    assert data.convert(STEM, source=archive) == 0
+    folder = tmp_path / "data" / STEM / "my_archive"
+    stored = Manifest.read(folder).splits
+    assert stored["parity"]["samples"] == {"train": 1, "val": 1, "test": 2, "unused": 0}
+    assert ShardDataset(folder, scheme="parity", split="test").indices.tolist() == [0, 3]
+
+
 def test_converting_the_same_again_changes_nothing(archive: Path, capfd: pytest.CaptureFixture[str]) -> None:
     data.convert(STEM, source=archive)
     assert data.convert(STEM, source=archive) == 0

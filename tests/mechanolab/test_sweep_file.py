@@ -97,6 +97,28 @@ def test_words_after_the_experiment_are_overrides_of_its_base(load: Callable[...
     assert sweep.base["trainer"]["max_epochs"] == 7
 
 
+def test_another_experiment_takes_the_place_of_the_files_own_and_an_unset_run_falls_away(
+    load: Callable[..., Sweep], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compose_twin(experiment: str, **layers: Any) -> dict[str, Any]:
+        return compose_toy("toy" if experiment == "twin" else experiment, **layers)
+
+    monkeypatch.setattr(sweep_file, "compose", compose_twin)
+    monkeypatch.setenv("MECHANOLAB_RUNS", str(tmp_path))
+    words = ["test", "toy", "--run", "${envvar:TOY_RUN}", "--config-json", "${args_json}"]
+    load(command=words, metric={"name": "test/error", "goal": "minimize"})
+    untrained = load_sweep(str(tmp_path / "toy.yaml"), experiment="twin", arguments=["trainer.max_epochs=7"])
+    assert untrained.command == ("test", "twin", "--config-json", "${args_json}", "trainer.max_epochs=7")
+    assert (untrained.name, untrained.experiment, untrained.tested_run) == ("toy-twin", "twin", None)
+    assert untrained.definition["command"] == list(untrained.command)
+    monkeypatch.setenv("TOY_RUN", "reference")
+    trained = load_sweep(str(tmp_path / "toy.yaml"), experiment="twin", name="mine")
+    assert (trained.name, trained.tested_run) == ("mine", "reference")
+    assert load_sweep(str(tmp_path / "toy.yaml")).experiment == "toy"
+    with pytest.raises(RequestError, match="no experiment is named 'twim'"):
+        load_sweep(str(tmp_path / "toy.yaml"), experiment="twim")
+
+
 def test_labels_may_change_but_values_and_their_order_may_not(load: Callable[..., Sweep]) -> None:
     first = load().fingerprint
     assert load(description="said better", run_cap=4).fingerprint == first

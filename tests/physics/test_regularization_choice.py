@@ -108,10 +108,24 @@ def test_each_field_of_a_batch_gets_its_own_and_units_scale(method, shape):
     torch.testing.assert_close(choose_regularization(7 * u + 1, **SUBSTRATE, **options), strengths, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("method", ["evidence", "gcv", "l_curve"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_field_at_rest_gets_the_strongest_and_the_others_of_its_batch_theirs(method, dtype):
+    moved = torch.tensor(np.random.default_rng(6).normal(size=(2, 9, 12)), dtype=dtype)
+    alike = torch.ones(2, 1, 1, dtype=dtype) * torch.tensor([0.1, -300.7], dtype=dtype).reshape(2, 1, 1)
+    u = torch.stack((torch.zeros_like(moved), alike.expand_as(moved), moved))
+    strengths = choose_regularization(u, **SUBSTRATE, method=method)
+    # evidence at a known noise, of a field far below that noise, needs no rule of its own to say the same
+    strongest = choose_regularization(1e-6 * moved, **SUBSTRATE, noise_std_um=1.0)
+    torch.testing.assert_close(strengths[:2], strongest.expand(2))
+    torch.testing.assert_close(strengths[2], choose_regularization(moved, **SUBSTRATE, method=method))
+    found = traction_from_displacement(u, **SUBSTRATE, regularization=strengths)
+    assert found[:2].abs().max() < 1e-5 * found[2].abs().max()  # float32 rounds 300 um
+
+
 @pytest.mark.parametrize(
     ("field", "changes", "name"),
     [
-        (torch.ones(2, 8, 8), {}, "displacement_um"),
         (torch.full((2, 8, 8), torch.inf), {}, "displacement_um"),
         (torch.zeros(2, 8), {}, "displacement_um"),
         (torch.eye(8).repeat(2, 1, 1), {"method": "guess"}, "method"),
