@@ -2,8 +2,8 @@
 
 Pielawski et al., ISBI 2020, arXiv 1910.07380, section 2.3, and the authors' generate_bbox.py and utils/dataset.py:
 
-    once per frame:  `cell_box` around the cell -> `cell_patch`, the box and a margin of both pictures, in which the
-                     force fades out towards the rim (Tukey)
+    once per frame:  box around the cell (`converters.cell_boxes`) -> `cell_patch`, the box and a margin of both
+                     pictures, in which the force fades out towards the rim (Tukey)
     per sample:      flip left-right, flip top-bottom, rotate (bicubic), crop -> salt noise on the image alone, in raw
                      grey levels -> logarithm of both, clipped at 1, last: bicubic rotation overshoots below 0
 
@@ -12,8 +12,8 @@ the image, as in the original. What is drawn depends on (seed, epoch, index) and
 streams of their own. Pictures are (y, x), x along the last axis, y down the rows; boxes are in pixels.
 
 Deviations. The original limits the crop's width by the frame's height and the other way round, which for frames that
-are not square cuts too little or too much; a frame without anything above the threshold crashes it. Its zero-length
-taper, for pictures of less than 10 pixels, is an error there and none here. Rotation and crop are one interpolation.
+are not square cuts too little or too much. Its zero-length taper, for pictures of less than 10 pixels, is an error
+there and none here. Rotation and crop are one interpolation.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-THRESHOLD_GREY = 100.0
-MORPHOLOGY_PX = 5
+from physics.windows import tukey_window_2d
+
 MARGIN_PX = 128
 TAPER_FRACTION = 0.1
 _STREAM = 0x666F7263
@@ -35,89 +35,39 @@ _STREAM = 0x666F7263
 _GEOMETRY, _SALT = range(2)
 
 
-class Box(NamedTuple):
-    """A rectangle of pixels."""
-
-    x: int
-    """First column."""
-    y: int
-    """First row."""
-    width: int
-    height: int
-
-
-def cell_box(image: NDArray[np.generic], *, threshold_grey: float = THRESHOLD_GREY) -> Box:
-    """Box around the brightest object: above the threshold, closed, opened (5 x 5 px), the largest box of a contour.
-
-    The largest is the one with the largest width times height, not the one with the most pixels.
-
-    Raises:
-        ValueError: the picture is not (y, x), or nothing is left above the threshold.
-    """
-    if image.ndim != 2:
-        raise ValueError(f"image must have shape (y, x), got {image.shape}")
-    kernel = np.ones((MORPHOLOGY_PX, MORPHOLOGY_PX), np.uint8)
-    bright = (image > threshold_grey).astype(np.uint8)
-    closed = cv2.morphologyEx(bright, cv2.MORPH_CLOSE, kernel)
-    opened = cv2.morphologyEx(closed, cv2.MORPH_OPEN, kernel)
-    contours, _ = cv2.findContours(opened, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
-    if not contours:
-        raise ValueError(
-            f"image must hold a cell: no {MORPHOLOGY_PX} x {MORPHOLOGY_PX} px brighter than {threshold_grey}"
-        )
-    return max((Box(*cv2.boundingRect(contour)) for contour in contours), key=lambda box: box.width * box.height)
-
-
 def cell_patch(
     image: NDArray[np.generic],
     force: NDArray[np.generic],
-    box: Box,
+    box: tuple[int, int, int, int],
     *,
     margin_px: int = MARGIN_PX,
     taper_fraction: float = TAPER_FRACTION,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Image and tapered force in the box and a margin around it, as far as the picture goes, (y, x) float32 each.
 
+    `box` is (x, y, width, height) in pixels, x and y its first column and row.
+
     Raises:
         ValueError: the pictures have no common shape (y, x), the margin is negative, or the box lies outside.
     """
     _check_pair(image, force)
-    if margin_px < 0:
-        raise ValueError(f"margin_px must not be negative, got {margin_px}")
-    rows = slice(max(0, box.y - margin_px), box.y + box.height + margin_px)
-    columns = slice(max(0, box.x - margin_px), box.x + box.width + margin_px)
+    rows, columns = _patch_slices(box, margin_px=margin_px)
     if not image[rows, columns].size:
         raise ValueError(f"box must lie in the picture of {image.shape[1]} x {image.shape[0]} px, got {box}")
     patch = np.ascontiguousarray(image[rows, columns], np.float32)
     return patch, taper(force[rows, columns], fraction=taper_fraction)
 
 
+def patch_side(box: tuple[int, int, int, int], shape_px: tuple[int, ...], *, margin_px: int) -> int:
+    """Shorter side (px) of the patch that `cell_patch` cuts from a picture of the shape (y, x)."""
+    rows, columns = _patch_slices(box, margin_px=margin_px)
+    return min(len(range(shape_px[0])[rows]), len(range(shape_px[1])[columns]))
+
+
 def taper(force: NDArray[np.generic], *, fraction: float = TAPER_FRACTION) -> NDArray[np.float32]:
     """Force (y, x) that fades to 0 at the rim: times the outer product of two windows. At test time, whole frames."""
     height, width = force.shape
-    window = np.outer(tukey_window(height, fraction=fraction), tukey_window(width, fraction=fraction))
-    return (force * window).astype(np.float32)
-
-
-def tukey_window(length: int, *, fraction: float = TAPER_FRACTION) -> NDArray[np.float64]:
-    """1 in the middle, with a taper of int(length * fraction) samples at *each* end, 0 at the outermost: (length,).
-
-    The taper is the first half of a raised cosine over twice as many samples, ends included; close to, but not the
-    same as, scipy's `tukey(length, 2 * fraction)`.
-
-    Raises:
-        ValueError: fraction lies outside of [0, 0.5], or length is negative.
-    """
-    if not 0 <= fraction <= 0.5:
-        raise ValueError(f"fraction must lie in [0, 0.5], got {fraction}")
-    if length < 0:
-        raise ValueError(f"length must not be negative, got {length}")
-    samples = int(length * fraction)
-    window = np.ones(length)
-    rise = 0.5 - 0.5 * np.cos(2 * np.pi * np.linspace(0, 1, 2 * samples)[:samples])
-    window[:samples] = rise
-    window[length - samples :] = rise[::-1]
-    return window
+    return (force * tukey_window_2d((height, width), fraction=fraction)).astype(np.float32)
 
 
 def clipped_log(picture: NDArray[np.floating]) -> NDArray[np.floating]:
@@ -236,3 +186,13 @@ class ForceAugmentation:
 def _check_pair(image: NDArray[np.generic], force: NDArray[np.generic]) -> None:
     if image.ndim != 2 or image.shape != force.shape:
         raise ValueError(f"image and force must have one shape (y, x), got {image.shape} and {force.shape}")
+
+
+def _patch_slices(box: tuple[int, int, int, int], *, margin_px: int) -> tuple[slice, slice]:
+    """Rows and columns of the box (x, y, width, height) with its margin."""
+    if margin_px < 0:
+        raise ValueError(f"margin_px must not be negative, got {margin_px}")
+    x, y, width, height = box
+    rows = slice(max(0, y - margin_px), y + height + margin_px)
+    columns = slice(max(0, x - margin_px), x + width + margin_px)
+    return rows, columns

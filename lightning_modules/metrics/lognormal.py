@@ -31,7 +31,9 @@ import torch
 from torch import Tensor
 
 PUBLISHED_PROBABILITIES = (0.5, 0.68, 0.9, 0.95)
-BISECTIONS = 60
+ROOT_STEPS = 60
+ROOT_TOLERANCE = {torch.float32: 1e-8, torch.float64: 1e-13}
+"""Of ln F, where the search for a quantile stops."""
 PANEL_EDGES_SD = (-6.0, -3.5, -1.6, 0.0, 1.6, 3.5, 6.0)
 PANEL_NODES = 5
 
@@ -120,21 +122,17 @@ def cdf(mu: Tensor, sigma_squared: Tensor, force: Tensor) -> Tensor:
 def quantile(mu: Tensor, sigma_squared: Tensor, probability: float) -> Tensor:
     """Force that the mixture stays below with this probability, in (0, 1).
 
-    Bisection of ln F between the smallest and the largest quantile of a component; the gradient is that of the
-    implicit function. ValueError for another probability.
+    Newton's steps in ln F, or bisection where they leave the bracket, which begins as the smallest and the largest
+    quantile of a component; the gradient is that of the implicit function. ValueError for another probability.
     """
     _check(mu, sigma_squared)
     if not 0 < probability < 1:
         raise ValueError(f"probability must lie between 0 and 1, got {probability}")
     centre, sigma = mu.double(), sigma_squared.double().sqrt()
     with torch.no_grad():
-        quantiles = centre + sigma * torch.special.ndtri(centre.new_tensor(probability))
-        low, high = quantiles.amin(dim=0), quantiles.amax(dim=0)
-        for _ in range(BISECTIONS):
-            middle = (low + high) / 2
-            below = torch.special.ndtr((middle - centre) / sigma).mean(dim=0) < probability
-            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        root = (low + high) / 2
+        tolerance = ROOT_TOLERANCE.get(mu.dtype, 1e-8)
+        flat = (part.reshape(len(mu), -1) for part in (centre, sigma))
+        root = _root(*flat, probability, tolerance).reshape(mu.shape[1:])
     if torch.is_grad_enabled() and (mu.requires_grad or sigma_squared.requires_grad):
         slope = _log_density_of_logarithm(root, centre, sigma).exp().detach()
         step = torch.special.ndtr((root - centre) / sigma).mean(dim=0) / slope
@@ -252,6 +250,32 @@ def sparsification_error(error: Tensor, uncertainty: Tensor) -> Tensor:
 
     """
     return (sparsification_curve(error, uncertainty) - sparsification_curve(error, error)).mean()
+
+
+def _root(mu: Tensor, sigma: Tensor, probability: float, tolerance: float) -> Tensor:
+    """Logarithm (pixels,) of the quantile; pixels that are done take no part in further steps."""
+    quantiles = mu + sigma * torch.special.ndtri(mu.new_tensor(probability))
+    low, high, root = quantiles.amin(dim=0), quantiles.amax(dim=0), quantiles.mean(dim=0)
+    found, pixels = root.clone(), torch.arange(len(root), device=root.device)
+    for _ in range(ROOT_STEPS):
+        open_ = high - low > tolerance
+        if not open_.all():
+            pixels, low, high, root = (part[open_] for part in (pixels, low, high, root))
+            mu, sigma = mu[:, open_], sigma[:, open_]
+        if not len(pixels):
+            break
+        w = (root - mu) / sigma
+        excess = torch.special.ndtr(w).mean(dim=0) - probability
+        slope = (torch.exp(-0.5 * w.square()) / sigma).mean(dim=0) / math.sqrt(2 * math.pi)
+        below = excess < 0
+        low, high = torch.where(below, root, low), torch.where(below, high, root)
+        step = root - excess / slope
+        inside = (step > low) & (step < high)
+        new = torch.where(inside, step, (low + high) / 2)
+        settled = inside & ((new - root).abs() <= tolerance)
+        found[pixels], root = new, new
+        low, high = torch.where(settled, new, low), torch.where(settled, new, high)
+    return found
 
 
 def _means(mu: Tensor, sigma_squared: Tensor) -> Tensor:

@@ -60,7 +60,8 @@ class DenseBlock(nn.Module):
     """Layers of which each reads the block's input and the maps of all layers before it.
 
     The layers are normalised by the batch or by running statistics, and drop out or not, all alike: their modes are
-    those of the first. Gradients of gradients are not available.
+    those of the first. Gradients of gradients are not available. Where `generators` is set, one per image of the batch,
+    dropout takes each image's mask from its own, so that it does not depend on the rest of the batch.
 
     Args:
         in_channels: maps of the input (#).
@@ -69,6 +70,8 @@ class DenseBlock(nn.Module):
         dropout_rate: in [0, 1).
 
     """
+
+    generators: Sequence[torch.Generator] | None = None
 
     def __init__(self, in_channels: int, *, layers: int, growth: int, dropout_rate: float) -> None:
         super().__init__()
@@ -81,8 +84,10 @@ class DenseBlock(nn.Module):
         """Sources (batch, ..., y, x), their channels in turn the input -> input and new maps, (batch, channels, y, x).
 
         Raises:
-            ValueError: in training, one value per channel, which has no variance.
+            ValueError: in training, one value per channel, which has no variance; generators that are too few or many.
         """
+        if self.generators is not None and len(self.generators) != len(sources[0]):
+            raise ValueError(f"generators must be one per image, got {len(self.generators)} for {len(sources[0])}")
         if torch.compiler.is_compiling():
             maps = torch.cat(sources, dim=1)
             for layer in self.layers:
@@ -102,6 +107,7 @@ class DenseBlock(nn.Module):
             batch_statistics=first.norm.training,
             dropout_rate=first.dropout.p if first.dropout.training else 0.0,
             dtype=dtype,
+            generators=self.generators,
         )
         tensors = [
             tensor
@@ -130,6 +136,8 @@ class _Plan(NamedTuple):
     """0 where dropout is off."""
     dtype: torch.dtype
     """Of the maps; sums over pixels are at least float32."""
+    generators: Sequence[torch.Generator] | None
+    """Of dropout, one per image; None for torch's global one."""
 
 
 class _Layer(NamedTuple):
@@ -173,7 +181,7 @@ class _Grow(torch.autograd.Function):
             layer = _layer(parameters[index : index + TENSORS_OF_A_LAYER], mean, variance, plan)
             new = functional.conv2d(layer.activate(maps), layer.kernel, padding=1)
             if plan.dropout_rate:
-                new, mask = torch.native_dropout(new, plan.dropout_rate, True)
+                new, mask = _drop_out(new, plan)
                 masks.append(mask)
             maps[:, filled : filled + growth] = new
             filled += growth
@@ -236,6 +244,17 @@ class _Grow(torch.autograd.Function):
             into.append(whole(start, start + channels).to(dtype))
             start += channels
         return None, *into, *gradients
+
+
+def _drop_out(new: Tensor, plan: _Plan) -> tuple[Tensor, Tensor]:
+    """New maps (batch, growth, y, x) -> what dropout leaves of them, and where."""
+    if plan.generators is None:
+        dropped, mask = torch.native_dropout(new, plan.dropout_rate, True)
+        return dropped, mask
+    keep, mask = 1 - plan.dropout_rate, torch.empty_like(new, dtype=torch.bool)
+    for one, generator in zip(mask, plan.generators, strict=True):
+        one.copy_(torch.empty(one.shape, dtype=torch.bool, device=new.device).bernoulli_(keep, generator=generator))
+    return new * mask * (1 / keep), mask
 
 
 def _layer(tensors: Sequence[Any], mean: Tensor, variance: Tensor, plan: _Plan) -> _Layer:

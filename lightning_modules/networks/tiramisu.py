@@ -20,7 +20,7 @@ rescales it, torch's has the same variance and is not truncated.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -124,18 +124,26 @@ class BayesianTiramisu(nn.Module):
         return maps
 
     @contextmanager
-    def sampling(self) -> Iterator[None]:
-        """Within, every pass is one draw: dropout on, all else as in `eval()`; afterwards every mode is as it was."""
+    def sampling(self, generators: Sequence[torch.Generator] | None = None) -> Iterator[None]:
+        """Within, every pass is one draw: dropout on, all else as in `eval()`; afterwards every mode is as it was.
+
+        `generators`, one per image of the batch and on its device, make an image's draw a function of its generator
+        alone; None has dropout take from torch's global one.
+        """
         modes = [(module, module.training) for module in self.modules()]
         try:
             self.eval()
             for module, _ in modes:
                 if isinstance(module, nn.Dropout):
                     module.training = True
+                if isinstance(module, DenseBlock):
+                    module.generators = generators
             yield
         finally:
             for module, mode in modes:
                 module.training = mode
+                if isinstance(module, DenseBlock):
+                    module.generators = None
 
     @torch.no_grad()
     def sample(self, image: Tensor, *, draws: int) -> Tensor:

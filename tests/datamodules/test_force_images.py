@@ -13,15 +13,14 @@ from scipy.stats import kstest
 
 from datamodules.augmentation.force_images import (
     MARGIN_PX,
-    Box,
     ForceAugmentation,
     Placement,
-    cell_box,
     cell_patch,
     clipped_log,
     taper,
-    tukey_window,
 )
+from datamodules.converters.cell_boxes import Box, cell_box
+from physics.windows import tukey_window
 
 SETTINGS = settings(deadline=None, derandomize=True, max_examples=25)
 SILENT = ForceAugmentation(crop_px=32, salt_image_probability=0.0)

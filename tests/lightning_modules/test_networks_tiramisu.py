@@ -200,6 +200,31 @@ def test_draws_differ_with_dropout_only_and_follow_the_seed():
     assert epistemic_variance(equal[:, :, 0], equal[:, :, 1].square()).max() == 0
 
 
+def test_with_generators_an_images_draw_is_its_own():
+    network = shaken(BayesianTiramisu(**SMALL)).double().eval()
+    images = noise(3, 1, 8, 8, dtype=torch.float64)
+
+    def draw(batch, *seeds):
+        with torch.no_grad(), network.sampling([torch.Generator().manual_seed(seed) for seed in seeds]):
+            return network(batch)
+
+    together = draw(images, 7, 8, 9)
+    torch.testing.assert_close(draw(images[1:2], 8), together[1:2])
+    torch.testing.assert_close(draw(images.flip(0), 9, 8, 7), together.flip(0))
+    assert (draw(images, 7, 8, 10)[2] - together[2]).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="generators must be one per image, got 2 for 3"):
+        draw(images, 7, 8)
+    block = DenseBlock(4, layers=1, growth=8, dropout_rate=0.2).eval()
+    source = noise(1, 4, 64, 64)
+    without = block(source)[:, 4:]
+    block.layers[0].dropout.train()
+    block.generators = [torch.Generator().manual_seed(1)]
+    ratio = block(source)[:, 4:] / without
+    kept = ratio != 0
+    torch.testing.assert_close(ratio[kept], torch.full_like(ratio[kept], 1.25))
+    assert kept.float().mean().item() == pytest.approx(0.8, abs=4 * math.sqrt(0.16 / kept.numel()))
+
+
 def test_a_draw_does_not_depend_on_what_else_is_in_the_batch():
     network = shaken(BayesianTiramisu(**SMALL)).double().eval()
     images = noise(3, 1, 8, 8, dtype=torch.float64)

@@ -1,0 +1,163 @@
+"""Seconds and memory of the Bayesian Tiramisu at 256 x 256, beside plain concatenation; its draws in batches.
+
+The plain network is the same one, with the same weights, its dense blocks written as the authors' Keras code has them:
+every layer reads the concatenation of all maps before it. Both take turns in one process, in rounds; medians. Memory is
+that of a process of its own: the peak of its resident memory less what it holds before the first pass; on a CUDA device
+that of torch's allocator. Equal outputs are checked without dropout, in the mode of training, in double precision; in
+single precision the batch statistics of few values amplify the rounding of both networks alike.
+"""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+import torch
+
+ROUNDS = 3
+SIDE_PX = 256
+DRAWS = 8
+TOLERANCE = 1e-5
+"""Of mu and sigma, relative to the largest value."""
+
+
+def run() -> list[dict[str, object]]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    lean = _network(device)
+    plain = _with_concatenations(copy.deepcopy(lean))
+    image = 8 * torch.rand(1, 1, SIDE_PX, SIDE_PX, device=device)
+    difference = _difference(copy.deepcopy(lean).double(), copy.deepcopy(plain).double(), image.double())
+    rounding = _difference(copy.deepcopy(lean), copy.deepcopy(plain), image)
+    if not difference < TOLERANCE:
+        raise AssertionError(f"outputs differ by {difference:.1e} of the largest value")
+    rows: list[dict[str, object]] = []
+    for name, work in (("forward", _forward), ("training step", _training_step)):
+        methods = {kind: _bound(work, network, image) for kind, network in (("lean", lean), ("plain", plain))}
+        times = _times(methods, device)
+        peaks = {kind: _peak_mib(kind, name, device) for kind in methods}
+        for kind in methods:
+            row: dict[str, object] = {"what": f"{name}, {kind}", "device": device, "batch": 1}
+            row |= {"s": statistics.median(times[kind]), "peak MiB": peaks[kind]}
+            if kind == "lean":
+                ratios = [b / a for a, b in zip(times["lean"], times["plain"], strict=True)]
+                row |= {"times faster": statistics.median(ratios), "share of memory": peaks["lean"] / peaks["plain"]}
+                row |= {"difference, float64": f"{difference:.0e}", "float32": f"{rounding:.0e}"}
+                row |= {"goal": "1.5x, 0.6"} if name == "training step" else {}
+            rows.append(row)
+    return [*rows, *_draws(lean, image, device)]
+
+
+def _network(device: str) -> Any:
+    from lightning_modules.networks.tiramisu import BayesianTiramisu
+
+    return BayesianTiramisu().to(device)
+
+
+def _with_concatenations(network: Any) -> Any:
+    """The network with the dense blocks of the authors' models/densenet.py."""
+
+    def forward(block: Any, *sources: torch.Tensor) -> torch.Tensor:
+        maps = torch.cat(sources, dim=1)
+        for layer in block.layers:
+            maps = torch.cat((maps, layer(maps)), dim=1)
+        return maps
+
+    for block in (*network.down, network.bottom, *network.up):
+        block.forward = MethodType(forward, block)
+    return network
+
+
+def _difference(lean: Any, plain: Any, image: torch.Tensor) -> float:
+    for network in (lean, plain):
+        for layer in network.train().modules():
+            if isinstance(layer, torch.nn.Dropout):
+                layer.p = 0.0
+    with torch.no_grad():
+        ours, theirs = lean(image), plain(image)
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def _bound(work: Callable[[Any, torch.Tensor], None], network: Any, image: torch.Tensor) -> Callable[[], None]:
+    return lambda: work(network, image)
+
+
+def _forward(network: Any, image: torch.Tensor) -> None:
+    with torch.no_grad():
+        network.eval()(image)
+
+
+def _training_step(network: Any, image: torch.Tensor) -> None:
+    mu, sigma = network.train()(image).unbind(dim=1)
+    ((1 - mu).square() / sigma.square() + sigma.square().log()).mean().backward()
+    network.zero_grad()
+
+
+def _times(methods: dict[str, Callable[[], None]], device: str) -> dict[str, list[float]]:
+    """Seconds per call of every method, round by round."""
+    times: dict[str, list[float]] = {name: [] for name in methods}
+    for turn in range(ROUNDS + 1):
+        for name, method in methods.items():
+            began = time.perf_counter()
+            method()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            if turn:
+                times[name].append(time.perf_counter() - began)
+    return times
+
+
+def _peak_mib(kind: str, name: str, device: str) -> float:
+    """Memory that one pass needs beyond the network and its gradients, in a fresh process."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_measure_peak, (kind, name, device))
+
+
+def _measure_peak(kind: str, name: str, device: str) -> float:
+    network = _network(device)
+    if kind == "plain":
+        network = _with_concatenations(network)
+    work = _forward if name == "forward" else _training_step
+    work(network, torch.rand(1, 1, 128, 128, device=device))  # libraries and gradients are there from now on
+    image = torch.rand(1, 1, SIDE_PX, SIDE_PX, device=device)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work(network, image)
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    before = _resident_mib()
+    work(network, image)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+
+
+def _resident_mib() -> float:
+    with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def _draws(network: Any, image: torch.Tensor, device: str) -> list[dict[str, object]]:
+    """Seconds per draw when several go through the network together, each with its own random stream."""
+
+    def sample(together: int) -> Callable[[], None]:
+        def work() -> None:
+            with torch.no_grad():
+                for first in range(0, DRAWS, together):
+                    generators = [torch.Generator(device).manual_seed(first + i) for i in range(together)]
+                    with network.sampling(generators):
+                        network(image.repeat(together, 1, 1, 1))
+
+        return work
+
+    times = _times({str(together): sample(together) for together in (1, 2, 4, 8)}, device)
+    return [
+        {"what": f"{DRAWS} draws, {together} at once", "device": device, "batch": int(together), "s": seconds}
+        for together, seconds in ((name, statistics.median(values) / DRAWS) for name, values in times.items())
+    ]
