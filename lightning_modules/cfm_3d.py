@@ -26,11 +26,11 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from datamodules.batches import BeadVolumeBatch
 from lightning_modules.figures.cfm_3d import force_views, volume_slices
 from lightning_modules.losses.force import endpoint_error_vx, imbalance, scaled_absolute_error
+from lightning_modules.losses.step_sizes import rise_and_fall
 from lightning_modules.losses.weight_decay import decay_weights_only
 from lightning_modules.metrics.epoch_means import log_step, reset_training_metrics
 from lightning_modules.metrics.force_scores import force_metrics, log_losses, log_scores, summary
@@ -275,15 +275,8 @@ class VolumetricForceRegression(LightningModule):
             optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=numbers["learning_rate"])
         else:
             optimizer = torch.optim.SGD(groups, lr=numbers["learning_rate"], momentum=numbers["momentum"])
-        steps = max(int(self.trainer.estimated_stepping_batches), 1)
-        rising = max(numbers["warm_up_share"] * steps, 1)
-
-        def factor(step: int) -> float:
-            if step < rising:
-                return (step + 1) / (rising + 1)
-            return 0.5 + 0.5 * math.cos(math.pi * min((step - rising) / max(steps - rising, 1), 1.0))
-
-        return [optimizer], [{"scheduler": LambdaLR(optimizer, factor), "interval": "step"}]
+        steps = int(self.trainer.estimated_stepping_batches)
+        return rise_and_fall(optimizer, steps=steps, warm_up_share=numbers["warm_up_share"])
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradient of all parameters together."""

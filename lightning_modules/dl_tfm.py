@@ -32,10 +32,11 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR, StepLR
+from torch.optim.lr_scheduler import StepLR
 
 from datamodules.batches import OPERATOR_CODES, TractionBatch
 from lightning_modules.figures.dl_tfm import traction_panel
+from lightning_modules.losses.step_sizes import rise_and_fall
 from lightning_modules.losses.tensor_clipping import clip_each_tensor_
 from lightning_modules.losses.traction import grid_side_px, published_units, relative_error, summed_squared_error
 from lightning_modules.losses.weight_decay import decay_weights_only
@@ -270,15 +271,8 @@ class PhysicsInformedRegression(LightningModule):
         """AdamW, the step size rising linearly and falling along a cosine, batch by batch."""
         groups = decay_weights_only(self.network, self.hparams["weight_decay"])
         optimizer = torch.optim.AdamW(groups, lr=self.hparams["learning_rate"])
-        steps = max(int(self.trainer.estimated_stepping_batches), 1)
-        rising = max(self.hparams["warm_up_share"] * steps, 1)
-
-        def factor(step: int) -> float:
-            if step < rising:
-                return (step + 1) / (rising + 1)
-            return 0.5 + 0.5 * math.cos(math.pi * min((step - rising) / max(steps - rising, 1), 1.0))
-
-        return [optimizer], [{"scheduler": LambdaLR(optimizer, factor), "interval": "step"}]
+        steps = int(self.trainer.estimated_stepping_batches)
+        return rise_and_fall(optimizer, steps=steps, warm_up_share=self.hparams["warm_up_share"])
 
 
 class FourierTractionCytometry(LightningModule):

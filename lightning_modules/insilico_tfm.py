@@ -32,6 +32,7 @@ from torch import Tensor
 from datamodules.batches import ForceImageBatch
 from lightning_modules.figures.insilico_tfm import force_figures
 from lightning_modules.losses.lognormal import floored_variance, pixel_losses
+from lightning_modules.losses.step_sizes import rise_and_fall
 from lightning_modules.metrics.epoch_means import log_step, reset_training_metrics
 from lightning_modules.metrics.lognormal_maps import drawn_numbers, force_maps
 from lightning_modules.metrics.lognormal_scores import (
@@ -96,7 +97,9 @@ class BayesianTractionRegression(LightningModule):
         dropout_rate: in [0, 1).
         loss: "log_normal" (eq. 1), or "squared_error" of ln F, which makes the network deterministic: no sigma.
         sigma_floor: added to sigma in quadrature; 0 is eq. 1 as printed.
-        learning_rate: step size of Adam.
+        learning_rate: (largest) step size of Adam.
+        warm_up_share: share of the steps in which the step size rises; it falls to 0 along a cosine afterwards. null
+            keeps it.
         weight_decay: L2 penalty of Adam on the first convolution and the transitions alone; twice Keras's number.
         draws: passes with dropout on in test and prediction (T); null is one pass with dropout off.
         validation_draws: the same in validation.
@@ -120,6 +123,7 @@ class BayesianTractionRegression(LightningModule):
         loss: str,
         sigma_floor: float,
         learning_rate: float,
+        warm_up_share: float | None,
         weight_decay: float,
         draws: int | None,
         validation_draws: int | None,
@@ -130,27 +134,21 @@ class BayesianTractionRegression(LightningModule):
         super().__init__()
         if loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
-        for name, number in (
-            ("draws", draws),
-            ("validation_draws", validation_draws),
-            ("draws_at_once", draws_at_once),
-        ):
+        counts = {"draws": draws, "validation_draws": validation_draws, "draws_at_once": draws_at_once}
+        for name, number in counts.items():
             if number is not None and number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
         if loss == "squared_error" and (draws, validation_draws) != (None, None):
             raise ValueError("draws and validation_draws must be null for the squared_error, which has no distribution")
         if not (learning_rate > 0 and math.isfinite(learning_rate)):
             raise ValueError(f"learning_rate must be positive, got {learning_rate}")
+        if not 0 <= (warm_up_share or 0) <= 1:
+            raise ValueError(f"warm_up_share must lie in [0, 1], got {warm_up_share}")
         for name, value in (("weight_decay", weight_decay), ("sigma_floor", sigma_floor), ("draw_seed", draw_seed)):
             if not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"{name} must be at least 0, got {value}")
-        self.network = BayesianTiramisu(
-            blocks=blocks,
-            layers=layers,
-            growth=growth,
-            initial_channels=initial_channels,
-            dropout_rate=dropout_rate,
-        )
+        shape = {"blocks": blocks, "layers": layers, "growth": growth, "initial_channels": initial_channels}
+        self.network = BayesianTiramisu(**shape, dropout_rate=dropout_rate)
         self.save_hyperparameters()
         self.probabilistic = loss == "log_normal"
         self.network.sigma.requires_grad_(self.probabilistic)
@@ -204,13 +202,17 @@ class BayesianTractionRegression(LightningModule):
         """Figures of a few frames of a batch, with as many draws as the stage before had."""
         return _figures(self, batch)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def configure_optimizers(self) -> Any:
         """Adam as Keras has it, its L2 penalty on the seven convolutions that the authors name."""
         penalised = self.network.penalised_weights()
         known = {id(weight) for weight in penalised}
         others = [parameter for parameter in self.network.parameters() if id(parameter) not in known]
         groups = [{"params": penalised, "weight_decay": self.hparams["weight_decay"]}, {"params": others}]
-        return torch.optim.Adam(groups, lr=self.hparams["learning_rate"], betas=(0.9, 0.999), eps=1e-7)
+        optimizer = torch.optim.Adam(groups, lr=self.hparams["learning_rate"], betas=(0.9, 0.999), eps=1e-7)
+        if self.hparams["warm_up_share"] is None:
+            return optimizer
+        steps = int(self.trainer.estimated_stepping_batches)
+        return rise_and_fall(optimizer, steps=steps, warm_up_share=self.hparams["warm_up_share"])
 
     def _on_any_size(self, compute: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
         sizes = {"whole_px": WHOLE_PX, "tile_px": TILE_PX, "halo_px": HALO_PX}

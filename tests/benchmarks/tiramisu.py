@@ -23,7 +23,7 @@ import torch
 
 ROUNDS = 3
 SIDE_PX = 256
-DRAWS = 8
+DRAWS = 4
 TOLERANCE = 1e-5
 """Of mu and sigma, relative to the largest value."""
 
@@ -156,7 +156,7 @@ def _draws(network: Any, image: torch.Tensor, device: str) -> list[dict[str, obj
 
         return work
 
-    times = _times({str(together): sample(together) for together in (1, 2, 4, 8)}, device)
+    times = _times({str(together): sample(together) for together in (1, 2, 4)}, device)
     return [
         {"what": f"{DRAWS} draws, {together} at once", "device": device, "batch": int(together), "s": seconds}
         for together, seconds in ((name, statistics.median(values) / DRAWS) for name, values in times.items())
