@@ -349,6 +349,7 @@ def test_folds_whose_patches_contradict_each_other_are_refused(folds):
         list(convert(folds))
 
 
+@pytest.mark.slow
 @needs_real
 @pytest.mark.parametrize(("tracks", "tolerance_deg"), [("csv", 1e-9), ("labels", 1e-3)])
 def test_the_real_recording_gives_the_patches_and_labels_of_the_sources_script(tracks, tolerance_deg):

@@ -153,7 +153,7 @@ def test_a_batch_holds_what_its_fields_say(make):
 def test_what_is_known_of_the_data_set(make, data_root):
     data = make()
     assert data.irreducible_error == {"metric": "traction_nrmse", "value": 0.03}
-    assert make(dataset="measured").irreducible_error is None
+    assert make(dataset="measured").irreducible_error is make(reach="full").irreducible_error is None
     assert str(data.data_folder) == f"{data_root}/dl_tfm/cells"
     assert all(data.has_split(name) for name in ("train", "val", "test"))
 
@@ -392,7 +392,7 @@ def test_bad_arguments_are_refused_by_name(make, changed, message):
 def test_what_is_missing_is_named_with_the_mend(make):
     with pytest.raises(FileNotFoundError, match="mechanolab data simulate dl_tfm"):
         make(dataset="twin").prepare_data()
-    with pytest.raises(ValueError, match="must hold cell_mask"):
+    with pytest.raises(ValueError, match=r"must hold cell_mask.*: simulate or convert it anew"):
         make(dataset="masked").setup("test")
     with pytest.raises(ValueError, match="is a data set of circular, not of dl_tfm"):
         make(dataset="foreign").setup("test")

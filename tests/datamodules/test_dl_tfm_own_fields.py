@@ -117,6 +117,8 @@ def test_a_stored_traction_and_a_mask_are_kept(tmp_path):
     np.testing.assert_allclose(batch.traction_pa[0], traction_pa, rtol=1e-6)
     np.testing.assert_allclose(batch.displacement_px[0], displacement_um / PIXEL_UM, atol=ROUNDING)
     np.testing.assert_array_equal(batch.cell_mask[0], mask)
+    # only the authors' arrays were made with the authors' kernel
+    assert (batch.centre_element.item(), batch.reach.item()) == (0, 0)
 
 
 def test_fields_of_several_sizes_or_large_ones_come_one_by_one(tmp_path, monkeypatch):

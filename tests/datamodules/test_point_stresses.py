@@ -116,6 +116,7 @@ def test_stresses_point_inwards_from_inside_the_outline() -> None:
     assert 350 < len(x) <= 564
 
 
+@pytest.mark.slow
 def test_depths_follow_the_three_poisson_laws() -> None:
     """A single spoke, to the right of the middle; the third layer is blurred over the rows beside it too."""
     spoke = np.where(np.arange(360) == 0, 1.0, 0.0)  # point 0 belongs to all layers

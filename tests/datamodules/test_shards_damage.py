@@ -117,6 +117,7 @@ def test_a_flipped_byte_in_a_field_is_noticed(folder: Path, field: str) -> None:
         dataset.__getitems__(list(range(COUNT)))
 
 
+@pytest.mark.slow
 def test_no_flipped_byte_anywhere_gives_a_wrong_number(folder: Path) -> None:
     rng = np.random.default_rng(0)
     paths = sorted(folder.iterdir())

@@ -254,6 +254,7 @@ def sample_streams(draw: st.DrawFn) -> list[dict[str, np.ndarray]]:
     ]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(stream=sample_streams(), compression=st.sampled_from([None, "lzf"]), shard_bytes=st.sampled_from([1, 2**20]))
 def test_any_fields_survive_a_round_trip_bit_for_bit(

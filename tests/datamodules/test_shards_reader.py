@@ -172,6 +172,7 @@ def as_arrays(samples: list[Sample]) -> list[tuple[str, np.ndarray]]:
     return [(one.sample_id, one.fields["image"]) for one in samples]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_workers_read_what_the_parent_reads(folder: Path, method: str) -> None:
     dataset = ShardDataset(folder)

@@ -297,6 +297,7 @@ def check_whole(folder: Path, before: Manifest) -> bool:
     return manifest != before
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_file_operation_leaves_the_old_or_the_new_data_set(folder: Path, tmp_path: Path) -> None:
     outcomes, before = [], Manifest.read(folder)
     for cut in range(1, 100):

@@ -133,6 +133,7 @@ WORKERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", WORKERS)
 def test_a_loader_stopped_in_an_epoch_continues_with_the_batches_that_were_left(changes: dict[str, Any]) -> None:
     whole = [epoch_of(sampler(), epoch) for epoch in range(4)]

@@ -123,6 +123,7 @@ def test_resuming_goes_on_with_the_batch_after_the_last_one_done(
     assert run(Data({}), checkpoint=path, **changes) == whole[whole_epochs * (limit or BATCHES) + batches :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("persistent", [False, True])
 def test_resuming_with_other_workers_changes_nothing(tmp_path: Path, persistent: bool) -> None:
     path = tmp_path / "stopped.ckpt"

@@ -175,6 +175,7 @@ def test_counts_of_a_split_that_differ_from_the_manifest_are_a_fault(tmp_path: P
     assert any("does not have the counts of the manifest" in line for line in verify_dataset(folder))
 
 
+@pytest.mark.slow
 def test_several_processes_find_what_one_finds(tmp_path: Path) -> None:
     folder = write(tmp_path / "twin", {"default": GROUP})
     (folder / "00001.h5").write_bytes(b"not an HDF5 file")

@@ -232,6 +232,7 @@ def test_a_data_set_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["twin"]
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_nothing_readable_and_the_next_one_starts_anew(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -298,6 +299,7 @@ def test_the_manifest_names_no_place_on_this_machine(tmp_path: Path) -> None:
     assert str(tmp_path) not in json.dumps(json.loads((tmp_path / "twin" / "manifest.json").read_text()))
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_samples(tmp_path: Path) -> None:
     image = np.zeros((64, 64), np.float32)
 

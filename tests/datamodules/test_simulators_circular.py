@@ -107,6 +107,7 @@ def test_labels_scatter_about_the_axis_as_von_mises(cells: list[Sample], polarit
     assert np.degrees(np.abs(noise).mean()) == pytest.approx(floor, rel=4 * 0.76 / np.sqrt(CELLS))
 
 
+@pytest.mark.slow
 def test_the_noise_of_one_frame_says_nothing_about_the_next() -> None:
     pairs = [simulate_group(5, group, 2, Parameters(neighbours_mean=0.0)) for group in range(150)]
     noise = np.array([[float(f.fields["angle_rad"] - f.fields["polarity_rad"]) for f in pair] for pair in pairs])
@@ -153,6 +154,7 @@ def test_away_from_a_lone_cell_the_picture_is_empty() -> None:
     assert image.max() > 110
 
 
+@pytest.mark.slow
 def test_a_cell_keeps_its_shape_and_slowly_turns() -> None:
     parameters = Parameters()
     frames = [simulate_group(9, group, 3, parameters) for group in range(120)]

@@ -189,6 +189,7 @@ def test_learning_curves_average_the_folds_that_reached_an_epoch():
     np.testing.assert_allclose(line.get_xydata(), [[0, 85.0], [1, 70.0], [2, 60.0]])
 
 
+@pytest.mark.slow
 def test_large_sweeps_show_the_best_settings_and_runs_without_numbers_give_no_figure():
     runs = [run(learning_rate=rate, test=10 + 1000 * rate) for rate in np.linspace(1e-4, 1e-2, 40)]
     figure = drawn(comparison(runs)["angular_error"])

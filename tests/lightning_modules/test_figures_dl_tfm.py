@@ -277,6 +277,7 @@ def test_bars_are_as_high_as_the_errors_and_only_those_with_cutoff_are_hatched()
     assert legend == ["FTTC, λ = 1e-09", "ours, 1 step", "with cutoff"]
 
 
+@pytest.mark.slow
 def test_published_numbers_stand_at_their_noise_beside_the_network_without_cutoff_alone() -> None:
     runs = [tracnet(0.12, noise_px=0.0), tracnet(0.2), tracnet(0.11, noise_px=0.0, **CUTOFF), ours(noise_px=0.0)]
     figures = comparison(runs)

@@ -121,6 +121,7 @@ def test_what_is_unknown_is_said(missing: list[str]) -> None:
         uncertainty_panels({}, pixel_size_um=0.2, title="")
 
 
+@pytest.mark.slow
 def test_a_pixels_series_is_in_order_of_time_with_its_bands_inside_each_other() -> None:
     time = np.array([60.0, 0.0, 30.0])
     levels = np.array([1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0])
@@ -174,6 +175,7 @@ def frames(**changes: np.ndarray) -> dict[str, Figure]:
     return {name: drawn(figure) for name, figure in force_figures(**{**given, **changes}).items()}
 
 
+@pytest.mark.slow
 def test_a_movie_gets_all_figures_and_figure_2_the_published_time() -> None:
     figures = frames()
     assert set(figures) == {"uncertainty", "frames", "pixel", "error", "calibration", "sparsification"}

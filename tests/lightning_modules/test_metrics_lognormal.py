@@ -199,6 +199,7 @@ def test_equal_draws_have_no_epistemic_part():
     torch.testing.assert_close(mixed, lognormal.entropy_bits(mu, square), atol=2e-6, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [*FUNCTIONS, lambda mu, square: lognormal.interval(mu, square)[1]])
 def test_gradients_are_right(function):
     mu, square = draws(3, 2)

@@ -106,6 +106,7 @@ def test_each_pair_has_its_own_answer_and_the_order_of_the_volumes_matters():
     assert (network(volumes.flip(1)) - network(volumes)).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_shift_is_learnt():
     """Two pairs of random dots moved by whole voxels: the error falls below half of that of no displacement."""
     network = small_net()

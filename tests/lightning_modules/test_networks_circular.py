@@ -87,6 +87,7 @@ def test_images_of_another_size_are_refused(network):
             network(torch.zeros(shape))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backbone", "backbone_count", "head_count"),
     [("efficientnet_v2_s", 20_177_488, 1_574_658), ("resnet50", 23_508_032, 2_361_090)],
@@ -144,6 +145,7 @@ def cache(tmp_path):
     torch.hub.set_dir(before)
 
 
+@pytest.mark.slow
 def test_cached_weights_are_read_and_never_downloaded(cache):
     with pytest.raises(FileNotFoundError, match=r"resnet50-0676ba61\.pth.*pretrained_weights"):
         FineTuningNet("resnet50", pretrained_weights="cache")
@@ -181,6 +183,7 @@ def test_files_that_hold_no_weights_of_this_backbone_are_refused_by_name(content
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.slow
 def test_truncated_files_and_wrong_shapes_are_refused_by_name(tmp_path):
     (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04 not the rest")
     with pytest.raises(ValueError, match=r"cut\.pth"):

@@ -54,6 +54,7 @@ def relative(difference: Tensor, reference: Tensor) -> float:
     return float(difference.abs().max() / reference.abs().max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_tiles_are_those_of_the_whole_field(name: str, small_tiles: None) -> None:
     network = lively(NETWORKS[name]())

@@ -259,6 +259,7 @@ def test_bfloat16_and_channels_last_are_taken_and_answered_in_float32():
     assert whole(image.bfloat16()).dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_the_compiler_takes_it_whole_and_agrees():
     smaller = {"blocks": 1, "layers": 2, "growth": 2, "initial_channels": 3}
     network = shaken(BayesianTiramisu(**smaller, dropout_rate=0.0)).double().train()

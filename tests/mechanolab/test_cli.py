@@ -10,13 +10,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
 from mechanolab.cli import main
-from mechanolab.config import checkout, compose, experiment_names, import_class
+from mechanolab.config import checkout, compose, experiment_names, experiment_path, import_class
 from mechanolab.runs import read_run
 
 
@@ -101,6 +102,7 @@ def test_a_broken_data_set_is_named(
     assert message in said[0]
 
 
+@pytest.mark.slow
 def test_a_monitored_metric_that_is_not_logged_is_refused_with_those_that_are(
     places: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -117,7 +119,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(places: Path, capsys: pytest.Ca
     assert read_run(places / "circular_twin" / "nan").state == "failed"
 
 
-@pytest.mark.parametrize("name", experiment_names())
+def cheapest_first() -> list[Any]:
+    """Of each paper one experiment is among the fast tests: the small one where there is one."""
+    names = experiment_names()
+    papers = {name for name in names if "\nbase:" not in experiment_path(name).read_text(encoding="utf-8")}
+    fast = {f"{paper}_small" if f"{paper}_small" in names else paper for paper in papers}
+    return [pytest.param(name, marks=[] if name in fast else [pytest.mark.slow]) for name in names]
+
+
+@pytest.mark.parametrize("name", cheapest_first())
 def test_every_experiment_smoke_trains(
     name: str, places: Path, twin_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -235,6 +235,7 @@ def test_experiments_sweeps_and_run_folders_may_be_mixed_and_no_run_comes_twice(
     assert comparison.rows[0].parameters["experiment"] == "toy"
 
 
+@pytest.mark.slow
 def test_an_experiment_brings_the_variants_based_on_it_and_a_users_own_and_none_of_a_sweep(
     write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -356,10 +357,23 @@ def test_the_papers_own_figures_are_drawn_from_the_runs_that_logged_something(
     page = Page(compare(["toy"]).html)
     assert "error_bars" in page.texts
     assert [run["run_id"] for run in seen] == ["a"]
-    assert set(seen[0]) == {"run_id", "folder", "config", "summary", "history", "irreducible_error", "tested_run"}
+    known = {"run_id", "folder", "config", "summary", "history", "irreducible_error", "tested_run", "trained_config"}
+    assert set(seen[0]) == known
+    assert seen[0]["trained_config"] == seen[0]["config"]
     assert seen[0]["irreducible_error"]["value"] == 11.6
 
 
+def test_a_recorded_test_says_what_its_weights_were_trained_with(write: Callable[..., Path]) -> None:
+    trained = write("trained", rate=1)
+    test = write("test", rate=2)
+    status = json.loads((test / "status.json").read_text(encoding="utf-8"))
+    for tested_run, known in (("trained", True), ("gone", False), (None, False)):
+        write_json(test / "status.json", {**status, "tested_run": tested_run})
+        config = report.as_mapping(table.read_run(test))["trained_config"]
+        assert config == (table.read_run(trained).config if known else None)
+
+
+@pytest.mark.slow
 def test_a_paper_figure_that_cannot_be_drawn_is_a_note_and_costs_no_table(
     write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -207,6 +207,7 @@ def test_a_damaged_data_set_in_the_folder_is_a_request_error(twin: Path) -> None
         data.simulate(STEM)
 
 
+@pytest.mark.slow
 def test_the_number_of_workers_changes_no_byte(tmp_path: Path) -> None:
     # a real simulator: worker processes import it by name
     for workers in (1, 2):

@@ -58,6 +58,7 @@ def test_a_method_that_needs_no_training_predicts_without_a_run(toy: ModuleType,
     assert find_runs() == []
 
 
+@pytest.mark.slow
 def test_own_fields_are_read_by_the_suffixes_of_the_data_class(
     toy: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -46,6 +46,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
     return write_sweep
 
 
+@pytest.mark.slow
 def test_a_bayesian_search_comes_nearer_to_the_optimum_than_chance(write: Callable[..., Path]) -> None:
     sweep = load_sweep(str(write([], method="bayes", run_cap=18, **RATE)))
     study = Study(sweep, None)
@@ -56,6 +57,7 @@ def test_a_bayesian_search_comes_nearer_to_the_optimum_than_chance(write: Callab
     assert best[0] < 1e-4  # 18 random points come this near in one search of six
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["random", "bayes"])
 def test_a_search_that_was_interrupted_proposes_the_same_points(
     write: Callable[..., Path], tmp_path: Path, method: str

@@ -136,6 +136,7 @@ def test_every_shipped_sweep_fits_its_experiment(path: Path) -> None:
     assert len(preview(sweep)) > 0
 
 
+@pytest.mark.slow
 def test_the_shipped_tables_keep_the_order_and_the_number_of_rows_of_the_paper() -> None:
     assert planned(load_sweep("circular_table3")) == 36
     values = [trial.values["module.configuration"] for trial in preview(load_sweep("circular_table3"))][::4]
@@ -324,6 +325,7 @@ def test_a_search_draws_within_its_ranges_and_the_same_again(load: Callable[...,
 # -- the command ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_macros_expand_as_in_wandbs_agent(monkeypatch: pytest.MonkeyPatch) -> None:
     """The expected words are those that wandb's own agent makes of the same command and values."""
     utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")

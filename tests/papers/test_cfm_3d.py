@@ -260,6 +260,7 @@ def test_mirrored_volumes_have_the_mirrored_displacement():
     assert (found - expected).abs().median() < 0.01 * expected.abs().max()
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_with_and_without_truth():
     module, batch = build("cfm_3d_zero"), pulled_batch()
     assert set(module.figures(batch)) == {"slices", "forces"}

@@ -177,6 +177,7 @@ def test_circular_prediction_leaves_unknown_directions_unknown():
     assert regression(configuration="angle-cyclic-cosine").predict_step(batch, 0).confidence.isnan().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "build",
     [regression, lambda: regression(configuration="angle-cyclic-cosine", test_views=[1, 2, 6]), classifier],
@@ -199,6 +200,7 @@ def backbone_state(module):
     return {name: tensor.clone() for name, tensor in module.network.backbone.state_dict().items()}
 
 
+@pytest.mark.slow
 def test_circular_freezing_leaves_the_backbone_bit_identical_and_the_head_learning():
     torch.manual_seed(0)
     module = regression(backbone="resnet50", whole_epochs=1)

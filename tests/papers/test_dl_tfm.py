@@ -196,6 +196,7 @@ def one_step(module, batch):
     return gradients, {name: parameter.detach() - before[name] for name, parameter in module.named_parameters()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip", [1.0, None])
 def test_a_training_step_clips_each_tensor_by_its_own_norm(clip):
     module = build("dl_tfm", momentum=0.0, weight_decay=0.0, learning_rate=0.1, clip_each_tensor=clip)
@@ -385,6 +386,7 @@ def test_turning_the_displacement_turns_the_traction(name, tolerance, turns):
     close(turned, rotate(answer(module, batch._replace(displacement_px=noisy)), angle), tolerance)
 
 
+@pytest.mark.slow
 def test_the_cutoff_lowers_the_error_of_fourier_cytometry_and_sparsity_lowers_it_further():
     """The preprint's noise of .0188 px; its cutoff takes 43 % off the error."""
     batch = Batches([cells_batch(0.0188)])

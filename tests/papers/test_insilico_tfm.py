@@ -223,6 +223,7 @@ def test_bfloat16_predicts_nearly_the_same():
 # -- scores -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSES)
 def test_what_is_logged_is_what_is_predicted(name):
     changes = {"draws": 3} if CLASSES[name] is BayesianTractionRegression and "deterministic" not in name else {}

@@ -148,6 +148,7 @@ def test_a_step_of_one_side_leaves_the_other_bit_for_bit(name):
     assert all(parameter.requires_grad for side in module.sides() for parameter in side)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSES)
 def test_the_step_of_the_run_is_the_batch(name):
     module = build(name)
@@ -319,6 +320,7 @@ def rows(prediction):
     return [[entry[i] for entry in prediction] for i in range(len(prediction.l1))]
 
 
+@pytest.mark.slow
 def test_images_without_truth_are_predicted_and_not_scored():
     module, batch = build("tfill_small").eval(), cells()
     blind = batch._replace(nucleus=torch.full_like(batch.nucleus, torch.nan))

@@ -99,6 +99,7 @@ def test_kelvin_forces_satisfy_navier_with_their_own_density(seed, eps):
     assert (found - expected).abs().max() < 1e-9 * scale
 
 
+@pytest.mark.slow
 @REPEATABLE
 @given(SEEDS, st.sampled_from([0.0, 0.7]), st.booleans())
 def test_surface_forces_satisfy_navier_and_carry_their_traction(seed, height, on_surface):

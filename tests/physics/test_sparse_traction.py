@@ -182,6 +182,7 @@ def test_sparsity_and_noise_may_differ_from_field_to_field():
         torch.testing.assert_close(strong, alone, rtol=1e-4, atol=1e-4 * float(alone.abs().max()))
 
 
+@pytest.mark.slow
 def test_gradients_flow_through_the_iterations():
     u = torch.tensor(np.random.default_rng(7).normal(size=(2, 4, 5))).requires_grad_()
     assert torch.autograd.gradcheck(
