@@ -134,8 +134,9 @@ class TractionData(LightningDataModule):
 
     @property
     def irreducible_error(self) -> dict[str, Any] | None:
-        """What an oracle reaches on this data set, where its simulator knows it."""
-        return self.splits.manifest.provenance.get("irreducible_error") if self._own is None else None
+        """What an oracle reaches on this data set as it is stored, where its simulator knows it."""
+        as_stored = self._own is None and self._operator is None
+        return self.splits.manifest.provenance.get("irreducible_error") if as_stored else None
 
     def has_split(self, name: str) -> bool:
         """Whether the split scheme in use puts any sample into `name` (train, val or test)."""
@@ -205,7 +206,9 @@ class TractionData(LightningDataModule):
         known = self.splits.manifest.fields
         missing = [name for name in MEASURED if name not in known]
         if missing:
-            raise ValueError(f"{self.splits.folder} must hold {missing[0]}, it holds {', '.join(known)}")
+            raise ValueError(
+                f"{self.splits.folder} must hold {missing[0]}, it holds {', '.join(known)}: simulate or convert it anew"
+            )
         if "traction_pa" not in known and split == "train":
             raise ValueError(f"{self.splits.folder} holds displacements without tractions: it cannot be trained on")
         return self.splits.open(split, [*MEASURED, *(["traction_pa"] if "traction_pa" in known else [])])

@@ -256,7 +256,7 @@ class PhysicsInformedRegression(LightningModule):
         modulus_pa = batch.youngs_modulus_pa[:, None, None, None]
         target = batch.traction_pa / modulus_pa
         known = _operator(self, batch)
-        operator = known.drawn() if self.training and self.hparams["vary_operator"] else known
+        operator = known.drawn(target.shape[-2:]) if self.training and self.hparams["vary_operator"] else known
         displacement_px = known.measured_by(operator, batch.displacement_px, target)
         *earlier, last = self._estimates(displacement_px, operator)
         loss = sum((self.hparams["step_weight"] * relative_error(x, target) for x in earlier), torch.zeros(()))

@@ -117,8 +117,8 @@ def sample_values(
     if found.traction is not None:
         scale = conditions.youngs_modulus_pa / conditions.stored_modulus_pa
         values["traction_pa"] = (found.traction * scale).astype(np.float32)
-    # Wang & Lin's pairs were made with their kernel; what was measured no truncated kernel made
-    published = found.traction is not None and not periodic
+    # Wang & Lin's pairs were made with their kernel; what was measured or made elsewhere no truncated kernel made
+    published = found.traction is not None and "dspl" in entry.files
     even_square = shape[0] == shape[1] and shape[0] % 2 == 0
     values |= {
         "centre_element": np.array(published, np.int8),

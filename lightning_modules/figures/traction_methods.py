@@ -1,7 +1,8 @@
 """Runs of traction force microscopy put together as methods: their names, colours and errors under every condition.
 
-A method is a class with its settings. Runs that differ in nothing but seeds, folds, what they were tested on and the
-operator that they assumed are one method. A condition is a data set, a noise and what `data.centre_element`,
+A method is a class with its settings; of a network those that it was trained with, the data set included, where the
+tested run is known. Runs that differ in nothing but seeds, folds, what they were tested on and the operator that they
+assumed are one method. A condition is a data set, a noise and what `data.centre_element`,
 `data.reach`, `data.poisson_ratio` and `data.transfer_function` made of the displacement; where these are null it is as
 the data set holds it, by the simulator's default with the published centre and reach and a Poisson's ratio of .45. The
 same keys of the module say what the method is told in place of the truth.
@@ -48,6 +49,7 @@ TRAINING = (
     ),
 )
 """Settings of the trainer and of the data that make another network."""
+TRAINED_ON = "trained on"
 
 
 class Condition(NamedTuple):
@@ -95,11 +97,12 @@ def methods_of(runs: Sequence[Mapping[str, Any]]) -> list[Method]:
     """The methods that were tested, in the order of figure 3: FTTC by its lambda, sparse, published networks, ours.
 
     Args:
-        runs: mappings with `config` (nested) and `summary`; those without a test are left out.
+        runs: mappings with `config` (nested) and `summary`; those without a test are left out. `trained_config`, where
+            it is known, is the configuration of the run whose weights were tested.
 
     """
     gathered: dict[str, list[Mapping[str, Any]]] = {}
-    for run in runs:
+    for run in ({**run, "config": {**run["config"], "trained": run.get("trained_config")}} for run in runs):
         value = run["summary"].get(METRIC)
         if value is not None and math.isfinite(value):
             settings = _settings(run["config"]) | {"class_path": _kind(run["config"])}
@@ -125,8 +128,11 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """What makes a method, beside its class."""
     settings = {key: value for key, value in config["module"].items() if key not in OPERATOR and key != "seed"}
     if _kind(config) not in WITHOUT_TRAINING:
+        trained = config.get("trained")
+        if trained:
+            settings[TRAINED_ON] = trained["data"]["dataset"]
         for section, names in zip(("trainer", "data"), TRAINING, strict=True):
-            part = config.get(section) or {}
+            part = (trained or config).get(section) or {}
             settings |= {name: part[name] for name in names if name in part}
     if settings.get("cutoff_percentile") is None:
         settings.pop("frame_border_px", None)  # of the cutoff

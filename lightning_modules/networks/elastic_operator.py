@@ -20,7 +20,7 @@ UNCHANGED_SHARE = 0.5
 POISSON_RATIOS = (0.3, 0.5)
 BLURRED_SHARE = 0.75
 WIDE_SHARE = 0.5
-"""Of the blurs that are drawn, those in the upper part of the range: they are the hard ones."""
+"""Of the blurs that are drawn, those from the upper part of the range only: they are the hard ones."""
 WIDE_BLUR = 0.15
 WIDEST_BLUR = 0.25
 """Weight of a neighbour in the widest kernel drawn, [.25 .5 .25]."""
@@ -89,22 +89,23 @@ class ElasticOperator(NamedTuple):
             return parts[0]
         return torch.cat(parts)[torch.tensor(order, device=fields[0].device).argsort()]
 
-    def drawn(self) -> ElasticOperator:
+    def drawn(self, shape_px: tuple[int, int]) -> ElasticOperator:
         """Return this operator half of the time, else one drawn by chance, the same for the whole batch.
 
-        Poisson's ratio lies between .3 and .5, centre element and reach are either; kernels are [b, 1 - 2 b, b] with b
-        up to .25. Draws come from torch's global generator.
+        Poisson's ratio lies between .3 and .5, centre element and reach are either (the published reach for fields of
+        a shape that it fits); kernels are [b, 1 - 2 b, b] with b up to .25. Draws come from torch's global generator.
         """
         chance = torch.rand(7).tolist()
         if chance[0] < UNCHANGED_SHARE:
             return self
         count, (low, high) = len(self.poisson_ratio), POISSON_RATIOS
+        even_square = shape_px[0] == shape_px[1] and shape_px[0] % 2 == 0
         least = WIDE_BLUR if chance[4] < WIDE_SHARE else 0.0
         blur = least + (WIDEST_BLUR - least) * chance[5] if chance[3] < BLURRED_SHARE else 0.0
         return ElasticOperator(
             poisson_ratio=[round(low + (high - low) * chance[6], 2)] * count,
             centre_element=["exact" if chance[1] < 0.5 else "published"] * count,
-            reach=["full" if chance[2] < 0.5 else "published"] * count,
+            reach=["full" if chance[2] < 0.5 or not even_square else "published"] * count,
             transfer_function=torch.tensor([blur, 1 - 2 * blur, blur]) if blur > 0 else None,
         )
 

@@ -23,7 +23,7 @@ from mechanolab.compare.curves import DARK, LIGHT, learning_curves, settings
 from mechanolab.compare.formats import columns, csv_text, markdown, print_tables, write_text
 from mechanolab.compare.table import Comparison, compare_runs, family, find
 from mechanolab.config import runs_root
-from mechanolab.runs import Run
+from mechanolab.runs import Run, read_config, read_status
 
 DPI = 144
 IMAGES = 12
@@ -208,7 +208,24 @@ def as_mapping(run: Run) -> dict[str, Any]:
         "history": run.history,
         "irreducible_error": run.irreducible_error,
         "tested_run": run.status.get("tested_run"),
+        "trained_config": _trained_config(run),
     }
+
+
+def _trained_config(run: Run) -> dict[str, Any] | None:
+    """What the weights of a run were trained with: of a recorded test the settings of the run that it tested.
+
+    None where nothing was trained, and where the tested run is not there any more.
+    """
+    if "tested_run" not in run.status:
+        return run.config
+    config, tested = None, run.status["tested_run"]
+    while tested is not None:  # a test may have been asked for by the name of another test
+        folder = run.path.parent / str(tested)
+        if not (folder / "config.yaml").is_file():
+            return None
+        config, tested = read_config(folder), read_status(folder).get("tested_run")
+    return config
 
 
 def _stem(run: Run) -> str:

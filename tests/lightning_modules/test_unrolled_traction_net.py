@@ -123,10 +123,13 @@ def test_half_precision_around_the_operator_does_not_reach_it():
 def test_operators_are_drawn_within_their_ranges_and_half_the_time_not_at_all():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        drawn = [PUBLISHED.drawn() for _ in range(400)]
+        drawn = [PUBLISHED.drawn((104, 104)) for _ in range(400)]
         torch.manual_seed(0)
-        again = PUBLISHED.drawn()
+        again = PUBLISHED.drawn((104, 104))
+        torch.manual_seed(0)
+        oblong = [PUBLISHED.drawn((104, 96)) for _ in range(50)]
     assert (again.centre_element, again.reach) == (drawn[0].centre_element, drawn[0].reach)
+    assert {reach for other in oblong if other is not PUBLISHED for reach in other.reach} == {"full"}
     assert sum(other is PUBLISHED for other in drawn) == pytest.approx(200, abs=40)
     others = [other for other in drawn if other is not PUBLISHED]
     assert {(*other.centre_element, *other.reach) for other in others} == {
