@@ -214,7 +214,9 @@ class ActinNucleusData(LightningDataModule):
         dataset = self.splits.open(split, [name for name in wanted if name in known])
         side_um = known["actin"].shape[-1] * float(dataset[0].fields["pixel_size_um"])
         if not math.isclose(side_um, self._tile_um, rel_tol=TILE_TOLERANCE):
-            raise ValueError(f"tile_um is {self._tile_um:g}, but the tiles of {folder} are {side_um:g} um wide")
+            raise ValueError(
+                f"tile_um is {self._tile_um:g}, but the tiles of {folder} are {side_um:g} um wide: set data.tile_um"
+            )
         return dataset
 
     def _loader(self, dataset: _Tiles | _OwnTiles, *, training: bool = False) -> DataLoader[TranslationBatch]:
@@ -297,7 +299,7 @@ def _planes(stored: Mapping[str, np.ndarray], view: _View, side_px: int, pixel_s
     else:
         nucleus, mask = np.full_like(actin, np.nan), np.zeros(actin.shape, bool)
     if "cell_mask" in stored:
-        cells = tiles.resized_mask(stored["cell_mask"][0], side_px)
+        cells = tiles.resized_cells(stored["cell_mask"][0], side_px)
     else:
         cells = tiles.cell_region(actin, pixel_size_um=pixel_size_um)
     return {"actin": 2 * actin - 1, "nucleus": 2 * nucleus - 1, "nucleus_mask": mask, "cell_mask": cells}

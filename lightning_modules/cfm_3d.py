@@ -291,7 +291,8 @@ class DigitalVolumeCorrelation(LightningModule):
     """Iterative cross-correlation of windows and the same physics layer, without training.
 
     Args:
-        window_voxels: side of the windows of each pass in voxels, even; the last one serves all later passes.
+        window_voxels: side of the windows of each pass in voxels, even, or three of them [z, y, x]; the last one serves
+            all later passes.
         overlap: share of a window's side that it has in common with the next one.
         passes: number of passes.
         outlier_threshold: of the universal median test; null keeps all vectors.
@@ -304,7 +305,7 @@ class DigitalVolumeCorrelation(LightningModule):
     def __init__(
         self,
         *,
-        window_voxels: list[int],
+        window_voxels: list[int | list[int]],
         overlap: float,
         passes: int,
         outlier_threshold: float | None,

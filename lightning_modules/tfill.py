@@ -38,7 +38,6 @@ from lightning_modules.losses.adversarial import discriminator_loss, generator_l
 from lightning_modules.losses.translation import FORMS, mask_weighted_l1, over_scales
 from lightning_modules.losses.turns import adam_for_both_sides, check_turns, end_turns, trainer_fault, turn
 from lightning_modules.metrics import translation_scores as scores
-from lightning_modules.metrics.image_quality import PerceptualDistance
 from lightning_modules.networks.cyclegan import ImagePool, ResNetGenerator
 from lightning_modules.networks.pix2pix import PatchDiscriminator, Pix2PixUNet
 from lightning_modules.networks.stylegan2_discriminator import StyleGAN2Discriminator
@@ -79,6 +78,15 @@ def _figures(self: Any, batch: TranslationBatch) -> dict[str, Any]:
     arrays = (actin, real, prediction.nucleus[:, 0].numpy(force=True), prediction.overlay)
     pixel_um = first.pixel_size_um.tolist()
     return {"nuclei": translation_panel(*arrays, pixel_size_um=pixel_um, sample_ids=first.sample_id)}
+
+
+def _data_fault(module: Mapping[str, Any], data: Mapping[str, Any]) -> str | None:
+    """Why a network of these settings cannot take these tiles: `<key of data> <reason and mend>`; None where it can."""
+    side, wanted = data.get("crop_px"), module.get("image_size_px", data.get("crop_px"))
+    if side != wanted:
+        return f"crop_px must be module.image_size_px = {wanted}, got {side}: set both alike"
+    step, mend = (2 ** module["levels"], ", or lower module.levels") if "levels" in module else (4, "")
+    return f"crop_px must be a multiple of {step}, got {side}: change it{mend}" if side and side % step else None
 
 
 def _sides(self: Any) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -171,16 +179,11 @@ class TFillTranslation(LightningModule):
         self.discriminator = StyleGAN2Discriminator(image_size_px, **sizes)
         self.averaged = None if ema_decay is None else copy.deepcopy(self.generator).requires_grad_(False)
         scores.set_up(self, ("loss", "discriminator_loss", "reconstruction", "adversarial", "perceptual"))
-        if pretrained_weights is not None and perceptual_weight:
-            self.pretrained["loss"] = PerceptualDistance("vgg", pretrained_weights)
 
-    trainer_fault, prediction_summary = staticmethod(trainer_fault), staticmethod(scores.prediction_summary)
-    validation_step, test_step, predict_step, figures = (
-        scores.validation_step,
-        scores.test_step,
-        _predict_step,
-        _figures,
-    )
+    trainer_fault, data_fault = staticmethod(trainer_fault), staticmethod(_data_fault)
+    prediction_summary = staticmethod(scores.prediction_summary)
+    validation_step, test_step = scores.validation_step, scores.test_step
+    predict_step, figures = _predict_step, _figures
     on_validation_epoch_end, on_test_epoch_end = scores.on_validation_epoch_end, scores.on_test_epoch_end
     on_fit_start, on_test_start, on_train_batch_end = scores.on_start, scores.on_start, end_turns
     sides, configure_optimizers = _sides, adam_for_both_sides
@@ -265,13 +268,10 @@ class Pix2PixTranslation(LightningModule):
         self.discriminator = PatchDiscriminator(2 * image_channels, width=width)
         scores.set_up(self, ("loss", "discriminator_loss", "reconstruction", "adversarial"))
 
-    trainer_fault, prediction_summary = staticmethod(trainer_fault), staticmethod(scores.prediction_summary)
-    validation_step, test_step, predict_step, figures = (
-        scores.validation_step,
-        scores.test_step,
-        _predict_step,
-        _figures,
-    )
+    trainer_fault, data_fault = staticmethod(trainer_fault), staticmethod(_data_fault)
+    prediction_summary = staticmethod(scores.prediction_summary)
+    validation_step, test_step = scores.validation_step, scores.test_step
+    predict_step, figures = _predict_step, _figures
     on_validation_epoch_end, on_test_epoch_end = scores.on_validation_epoch_end, scores.on_test_epoch_end
     on_fit_start, on_test_start, on_train_batch_end = scores.on_start, scores.on_start, end_turns
     sides, configure_optimizers = _sides, adam_for_both_sides
@@ -345,13 +345,10 @@ class CycleGANTranslation(LightningModule):
         self.pool, self.actin_pool = ImagePool(pool_size), ImagePool(pool_size)
         scores.set_up(self, ("loss", "discriminator_loss", "adversarial", "cycle", "identity"))
 
-    trainer_fault, prediction_summary = staticmethod(trainer_fault), staticmethod(scores.prediction_summary)
-    validation_step, test_step, predict_step, figures = (
-        scores.validation_step,
-        scores.test_step,
-        _predict_step,
-        _figures,
-    )
+    trainer_fault, data_fault = staticmethod(trainer_fault), staticmethod(_data_fault)
+    prediction_summary = staticmethod(scores.prediction_summary)
+    validation_step, test_step = scores.validation_step, scores.test_step
+    predict_step, figures = _predict_step, _figures
     on_validation_epoch_end, on_test_epoch_end = scores.on_validation_epoch_end, scores.on_test_epoch_end
     on_fit_start, on_test_start, on_train_batch_end = scores.on_start, scores.on_start, end_turns
     configure_optimizers = adam_for_both_sides

@@ -321,6 +321,10 @@ def _check(config: dict[str, Any], source: str) -> None:
     fault = getattr(module_class, "trainer_fault", lambda options: None)(config["trainer"])
     if fault is not None:
         raise RequestError(f"trainer.{fault}")
+    # optional likewise: what of the data it cannot take
+    fault = getattr(module_class, "data_fault", lambda module, data: None)(config["module"], config["data"])
+    if fault is not None:
+        raise RequestError(f"data.{fault}")
     _check_keys("monitor", config["monitor"], MONITOR_KEYS, required=MONITOR_KEYS)
     check_value("monitor.metric", config["monitor"]["metric"], str)
     check_value("monitor.mode", config["monitor"]["mode"], Literal["min", "max"])

@@ -149,9 +149,16 @@ def _open_run(parts: Parts, folder: Path, *, experiment: str, checkpoint: Path |
     runs.write_config(folder, parts.config)
     runs.truncate_metrics(folder / "metrics.jsonl", step)
     runs.write_json(folder / "environment.json", runs.environment(parts.data.data_folder))
-    runs.write_status(folder, "running", experiment=experiment, group=group_of(experiment), message=None)
+    facts = {"experiment": experiment, "group": group_of(experiment), "parameters": _parameter_counts(parts.module)}
+    runs.write_status(folder, "running", **facts, message=None)
     doing = "continues" if checkpoint else "starts"
     print(f"run {experiment}/{folder.name} {doing} at step {step}", file=sys.stderr)
+
+
+def _parameter_counts(module: LightningModule) -> dict[str, int]:
+    """Trainable parameters of every part of a module that has any."""
+    parts = {name: [p.numel() for p in part.parameters() if p.requires_grad] for name, part in module.named_children()}
+    return {name: sum(sizes) for name, sizes in parts.items() if sizes}
 
 
 @contextlib.contextmanager

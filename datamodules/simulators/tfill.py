@@ -139,7 +139,7 @@ def irreducible_error(parameters: Parameters) -> dict[str, Any]:
     Where the actin tells, the nucleus is drawn where it shows it: the distance is Rayleigh-distributed with the jitter.
     Where it does not, the oracle knows the cell's middle only and draws it there: the true one lies evenly in a disc
     about it, jittered. Drawn everywhere, as many nuclei are found as there are. Who leaves the poor cells out reaches
-    the first share at a lower detection.
+    higher shares at a lower detection; of f1, one to one within 4 um, the better of the two is stated.
     """
     poor, jitter = parameters.poor_share, parameters.jitter_um
     limits = {"test/matched_4um": MATCHED_UM, "test/matched_1um": STRICTLY_MATCHED_UM}
@@ -149,15 +149,16 @@ def irreducible_error(parameters: Parameters) -> dict[str, Any]:
         for name, limit in limits.items()
     }
     first, second = limits
+    f1 = max(best[first], 2 * (1 - poor) * told[first] / (2 - poor))
     return {
         "metric": first,
         "value": best[first],
-        "others": {second: best[second], "test/detection_rate": 1.0},
+        "others": {second: best[second], "test/detection_rate": 1.0, "test/f1": f1},
         "without_poor_cells": {**told, "test/detection_rate": 1.0 - poor},
         "how": f"oracle that draws every nucleus where the actin shows it (jitter {jitter:g} um an axis) or, in the "
         f"{poor:.0%} of cells that show nothing, in the cell's middle: {best[first]:.4f} within 4 um, "
         f"{best[second]:.4f} within 1 um, detection 1; leaving those cells out {told[first]:.4f} and "
-        f"{told[second]:.4f} at detection {1 - poor:g}",
+        f"{told[second]:.4f} at detection {1 - poor:g}; f1 {f1:.4f}",
     }
 
 

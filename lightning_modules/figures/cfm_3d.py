@@ -6,6 +6,7 @@ Fields are (n, 3, z, y, x), components (x, y, z), voxel sizes (n, 3) in the orde
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ MOST_ARROWS = 300
 STRONG_SHARE = 0.15
 """Of the largest force: weaker voxels get no arrow in space."""
 ERROR, FORCE_ERROR = "test/displacement_median_error_vx", "test/body_force_relative_l2"
+NUMBER = re.compile(r"\d*\.?\d+")
+"""At the end of a data set's name."""
 ZERO, SECONDS = "test/zero_displacement_median_error_vx", "test/seconds_per_volume"
 
 
@@ -115,6 +118,8 @@ def comparison(runs: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
         "errors": bars of the displacement and force errors of every method's best test, per data set (of other bead
         density, noise, ...).
         "error_against_time": median displacement error against seconds per volume, a line per method and data set.
+        "error_against_<quantity>": both errors of every method's best test against a number, for data sets that are
+        named after it, `<quantity>_<number>` (density_0.005, photons_50), where a quantity has several.
         Each only where the runs have its numbers.
 
     """
@@ -125,6 +130,8 @@ def comparison(runs: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
     timed = [run for run in tested if np.isfinite(_number(run, SECONDS))]
     if timed:
         figures["error_against_time"] = _times(timed)
+    for quantity, sets in _series(tested).items():
+        figures[f"error_against_{quantity}"] = _errors_against(quantity, sets, tested)
     return figures
 
 
@@ -165,6 +172,35 @@ def _times(runs: Sequence[Mapping[str, Any]]) -> Figure:
     ax.set(xlabel="seconds per volume", ylabel="median |u - u0| (voxels)", xscale="log", yscale="log")
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _series(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, str]]]:
+    """Quantity -> numbers and names of the data sets that differ in it, ascending."""
+    found: dict[str, list[tuple[float, str]]] = {}
+    for name in sorted({_dataset(run) for run in runs}):
+        quantity, _, written = name.rpartition("_")
+        if quantity and NUMBER.fullmatch(written):
+            found.setdefault(quantity, []).append((float(written), name))
+    return {quantity: sorted(sets) for quantity, sets in found.items() if len(sets) > 1}
+
+
+def _errors_against(quantity: str, sets: list[tuple[float, str]], runs: Sequence[Mapping[str, Any]]) -> Figure:
+    figure = Figure(figsize=(9.0, 3.8), layout="constrained")
+    panels = figure.subplots(1, 2)
+    numbers = [number for number, _ in sets]
+    for ax, metric, label in zip(
+        panels, (ERROR, FORCE_ERROR), ("median |u - u0| (voxels)", "body force, relative L2"), strict=True
+    ):
+        for place, method in enumerate(sorted({_method(run) for run in runs})):
+            errors = [_best(runs, method, name, metric) for _, name in sets]
+            if np.isfinite(errors).any():
+                ax.plot(numbers, errors, "o-", color=f"C{place % 10}", label=method, markersize=4)
+        ax.set(xlabel=quantity.replace("_", " "), ylabel=label, xscale="log", yscale="log")
+        ax.set_xticks(numbers, [f"{number:g}" for number in numbers])
+        ax.minorticks_off()
+        ax.spines[["top", "right"]].set_visible(False)
+    panels[0].legend(frameon=False, fontsize=8)
     return figure
 
 

@@ -2,7 +2,8 @@
 
 The abstract of Duan et al., Biophys J 121:2180 (2022), 10.1016/j.bpj.2022.04.028, states no loss. Fields are (batch,
 components..., z, y, x). Every loss has one number per sample, which does not depend on units, and returns their mean;
-samples whose truth is unknown (NaN) are left out, and without any other the loss is 0.
+samples whose truth is unknown (NaN) are left out, and without any other the loss is 0. A displacement may be known in
+some voxels only, those of tracked beads.
 """
 
 from __future__ import annotations
@@ -14,15 +15,20 @@ SMALLEST_SQUARE_VX = 1e-6  # keeps the gradient of the length finite at a perfec
 
 
 def endpoint_error_vx(prediction_voxels: Tensor, target_voxels: Tensor) -> Tensor:
-    """Mean length of the error of a displacement: (batch, 3, z, y, x) in voxels twice -> () in voxels.
+    """Mean length over the known voxels of the error of a displacement: (batch, 3, z, y, x) in voxels twice -> ().
 
     >>> endpoint_error_vx(torch.zeros(1, 3, 1, 1, 1), torch.tensor([2.0, 3.0, 6.0]).reshape(1, 3, 1, 1, 1))
     tensor(7.0000)
 
     """
     _check(prediction_voxels, target_voxels)
-    square = (prediction_voxels - target_voxels).square().sum(dim=1)
-    return _mean_of_known((square + SMALLEST_SQUARE_VX).sqrt().flatten(1).mean(dim=1))
+    known = target_voxels.isfinite().all(dim=1)
+    # no NaN may reach the square: its gradient would be NaN even where the sum leaves it out
+    error = torch.where(known[:, None], prediction_voxels - target_voxels, 0)
+    length = (error.square().sum(dim=1) + SMALLEST_SQUARE_VX).sqrt()
+    count = known.flatten(1).sum(dim=1)
+    total = torch.where(known, length, 0).flatten(1).sum(dim=1)
+    return _mean_of_known(torch.where(count > 0, total / count.clamp(min=1), torch.nan))
 
 
 def scaled_absolute_error(prediction: Tensor, target: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+PRECISIONS = ("32", "32-true", "bf16", "bf16-mixed")
 REFUSED_STRATEGIES = ("fsdp", "deepspeed", "model_parallel")
 
 
@@ -29,8 +30,11 @@ def trainer_fault(options: Mapping[str, Any]) -> str | None:
         return f"gradient_clip_val must be null, because {two}: set module.clip_gradient_norm instead"
     if options.get("accumulate_grad_batches", 1) != 1:
         return f"accumulate_grad_batches must be 1, because {two}: raise data.batch_size instead"
-    if str(options.get("precision")) in ("16", "16-mixed", "16-true"):
-        return f"precision must be 32-true or bf16-mixed, because {two} and would share one loss scaler"
+    precision = str(options.get("precision") or "32-true")
+    if precision not in PRECISIONS:
+        scaled = precision in ("16", "16-mixed")
+        why = f"{two} and would share one loss scaler" if scaled else "the losses are taken in single precision"
+        return f"precision must be 32-true or bf16-mixed, because {why}"
     strategy = str(options.get("strategy", "auto"))
     if strategy.startswith(REFUSED_STRATEGIES):
         return f"strategy must be auto or ddp, not {strategy}, because {two}, which sharded parameters do not allow"
@@ -60,8 +64,8 @@ def adam_for_both_sides(module: Any) -> Any:
         torch.optim.Adam(generators, lr=numbers["learning_rate"], betas=betas),
         torch.optim.Adam(discriminators, lr=numbers["discriminator_learning_rate"], betas=betas),
     ]
-    if not numbers["decay_share"]:
-        return optimizers
+    if not numbers["decay_share"] or math.isinf(module.trainer.estimated_stepping_batches):
+        return optimizers  # a run that only time ends never comes to its last part
     steps = max(int(module.trainer.estimated_stepping_batches), 1)
     falling = max(numbers["decay_share"] * steps, 1)
 

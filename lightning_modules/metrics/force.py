@@ -2,7 +2,8 @@
 
 Definitions ours; Duan et al., Biophys J 121:2180 (2022), 10.1016/j.bpj.2022.04.028, give none in the text at hand.
 Displacements are (batch, 3, z, y, x) in voxels of each axis, components (x, y, z); forces (batch, 3, z, y, x) in any
-unit. The results are (batch,): NaN where the truth is unknown (NaN) or where a denominator is 0.
+unit. The results are (batch,): NaN where the truth is unknown (NaN) or where a denominator is 0. Of a displacement that
+is known in some voxels, those of tracked beads, the first three count these alone.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ VOXEL_DIMS = (-3, -2, -1)
 
 
 def median_error_vx(prediction_voxels: Tensor, target_voxels: Tensor) -> Tensor:
-    """Median over the voxels of |u - u0|, in voxels; the lower of two middle ones."""
-    return _error_lengths(prediction_voxels, target_voxels).flatten(1).median(dim=1).values
+    """Median over the known voxels of |u - u0|, in voxels; the lower of two middle ones."""
+    return _error_lengths(prediction_voxels, target_voxels).flatten(1).nanmedian(dim=1).values
 
 
 def mean_error_vx(prediction_voxels: Tensor, target_voxels: Tensor) -> Tensor:
-    """Mean over the voxels of |u - u0|, in voxels."""
-    return _error_lengths(prediction_voxels, target_voxels).mean(dim=VOXEL_DIMS)
+    """Mean over the known voxels of |u - u0|, in voxels."""
+    return _error_lengths(prediction_voxels, target_voxels).nanmean(dim=VOXEL_DIMS)
 
 
 def relative_l2(prediction: Tensor, target: Tensor) -> Tensor:
-    """|u - u0| / |u0|, norms over components and voxels: 1 is what zero gets.
+    """|u - u0| / |u0|, norms over components and known voxels: 1 is what zero gets.
 
     >>> truth = torch.ones(1, 3, 2, 2, 2)
     >>> relative_l2(1.25 * truth, truth)
@@ -33,7 +34,8 @@ def relative_l2(prediction: Tensor, target: Tensor) -> Tensor:
 
     """
     _check(prediction, target)
-    return _ratio(_norm(prediction - target), _norm(target))
+    known = target.isfinite()
+    return _ratio(_norm(torch.where(known, prediction - target, 0)), _norm(torch.where(known, target, 0)))
 
 
 def cosine(prediction: Tensor, target: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ that `nucleus_scores.statistics` names. Images whose truth is unknown (NaN) take
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -75,11 +75,13 @@ def set_up(module: Any, terms: Sequence[str]) -> None:
     """Give a module `metrics`, `nuclei` and `pretrained`.
 
     Args:
-        module: whose `hparams` hold minimum_area_um2, lpips_weights and fid_weights.
+        module: whose `hparams` hold minimum_area_um2, lpips_weights and fid_weights; where they hold a
+            perceptual_weight, pretrained_weights too.
         terms: of its training loss, means of which are logged.
 
     Raises:
         ValueError: an area that is not positive, or a file that does not hold the weights.
+        FileNotFoundError: pretrained_weights, needed for the loss, are not there.
 
     """
     settings = module.hparams
@@ -88,9 +90,23 @@ def set_up(module: Any, terms: Sequence[str]) -> None:
     names = [f"train/{term}" for term in terms] + [f"{stage}/{name}" for stage in ("val", "test") for name in QUALITY]
     module.metrics = named_metrics({name: MeanLoss() for name in names})
     module.nuclei = nn.ModuleDict({"val": NucleusSums(), "test": NucleusSums()})
-    lpips = image_quality.perceptual_metric(settings["lpips_weights"])
+    perceptual, trunk = None, settings["pretrained_weights"] if settings.get("perceptual_weight") else None
+    if trunk is not None:
+        perceptual = _naming("pretrained_weights", image_quality.PerceptualDistance, "vgg", trunk)
     # a plain dict: what it holds is no part of the module's state
-    module.pretrained = {"loss": None, "lpips": lpips, "fid": image_quality.frechet_distance(settings["fid_weights"])}
+    module.pretrained = {
+        "loss": perceptual,
+        "lpips": _naming("lpips_weights", image_quality.perceptual_metric, settings["lpips_weights"]),
+        "fid": image_quality.frechet_distance(settings["fid_weights"]),
+    }
+
+
+def _naming(setting: str, build: Callable[..., Any], *arguments: Any) -> Any:
+    """What `build` returns; what it says of its `weights` is said of the setting that named them."""
+    try:
+        return build(*arguments)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(str(error).replace("weights", setting, 1)) from None
 
 
 def begin(module: Any, batch: Any, batch_idx: int) -> tuple[Tensor, Tensor]:

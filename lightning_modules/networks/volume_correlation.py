@@ -31,7 +31,8 @@ class VolumeCorrelation(nn.Module):
     """Displacement of a pair of volumes by iterated cross-correlation; nothing to train.
 
     Args:
-        window_voxels: side of the cubic windows in each pass, in voxels, even; the last one serves all later passes.
+        window_voxels: side of the windows in each pass, in voxels, even, or three of them (z, y, x) where the voxel is
+            no cube; the last one serves all later passes.
         overlap: share of a window's side that it has in common with its neighbour, in [0, 0.9].
         passes: number of passes.
         outlier_threshold: largest difference from the neighbours' median, in units of their median difference from it;
@@ -40,9 +41,17 @@ class VolumeCorrelation(nn.Module):
     """
 
     def __init__(
-        self, window_voxels: Sequence[int], *, overlap: float, passes: int, outlier_threshold: float | None
+        self,
+        window_voxels: Sequence[int | Sequence[int]],
+        *,
+        overlap: float,
+        passes: int,
+        outlier_threshold: float | None,
     ) -> None:
-        if not window_voxels or any(side < SMALLEST_WINDOW or side % 2 for side in window_voxels):
+        windows = [(sides,) * 3 if isinstance(sides, int) else tuple(sides) for sides in window_voxels]
+        if any(len(sides) != 3 for sides in windows):
+            raise ValueError(f"window_voxels must be sides or triples of sides (z, y, x), got {list(window_voxels)}")
+        if not windows or any(side < SMALLEST_WINDOW or side % 2 for sides in windows for side in sides):
             raise ValueError(
                 f"window_voxels must be even numbers of at least {SMALLEST_WINDOW}, got {list(window_voxels)}"
             )
@@ -53,7 +62,7 @@ class VolumeCorrelation(nn.Module):
         if outlier_threshold is not None and not outlier_threshold > 0:
             raise ValueError(f"outlier_threshold must be positive, got {outlier_threshold}")
         super().__init__()
-        self.window_voxels = list(window_voxels)
+        self.window_voxels = windows
         self.overlap = overlap
         self.passes = passes
         self.outlier_threshold = outlier_threshold
@@ -73,11 +82,11 @@ class VolumeCorrelation(nn.Module):
         size = volumes.shape[2:]
         displacement = volumes.new_zeros(len(volumes), 3, *size)
         for number in range(self.passes):
-            side = self.window_voxels[min(number, len(self.window_voxels) - 1)]
+            sides = self.window_voxels[min(number, len(self.window_voxels) - 1)]
             coarse = number < len(self.window_voxels)  # later what is left is small, and the correction only noise
             moved = deformed if number == 0 else warped(deformed, displacement)
-            starts = [_starts(length, min(side, length - length % 2), self.overlap) for length in size]
-            window = [min(side, length - length % 2) for length in size]
+            window = [min(side, length - length % 2) for side, length in zip(sides, size, strict=True)]
+            starts = [_starts(length, side, self.overlap) for length, side in zip(size, window, strict=True)]
             found = torch.cat(
                 [_correlated(r, m, window, starts, coarse=coarse) for r, m in zip(reference, moved, strict=True)]
             )

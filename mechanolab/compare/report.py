@@ -207,6 +207,7 @@ def as_mapping(run: Run) -> dict[str, Any]:
         "summary": run.summary,
         "history": run.history,
         "irreducible_error": run.irreducible_error,
+        "parameters": run.status.get("parameters"),
         "tested_run": run.status.get("tested_run"),
         "trained_config": _trained_config(run),
     }

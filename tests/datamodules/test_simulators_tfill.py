@@ -104,6 +104,11 @@ def test_the_best_scores_follow_from_pencil_and_paper():
     sure = irreducible_error(Parameters(poor_share=0.0))
     assert sure["value"] == pytest.approx(1 - np.exp(-(4.0**2) / (2 * 1.2**2)), rel=1e-12)
     assert sure["others"]["test/matched_1um"] == pytest.approx(0.29335, abs=1e-5)
+    assert sure["others"]["test/f1"] == sure["value"]
+    half = irreducible_error(Parameters(poor_share=0.5, jitter_um=0.0))  # 2 of 3 if half of them are left out
+    assert half["others"]["test/f1"] == pytest.approx(max(2 / 3, 0.5 + 0.5 * (4 / 7) ** 2))
+    tenth = irreducible_error(Parameters())
+    assert tenth["others"]["test/f1"] == pytest.approx(2 * 0.9 * sure["value"] / 1.9)
     blind = irreducible_error(Parameters(poor_share=1.0, jitter_um=0.0))
     assert (blind["value"], blind["others"]["test/matched_1um"]) == pytest.approx(((4 / 7) ** 2, (1 / 7) ** 2))
     assert blind["without_poor_cells"]["test/detection_rate"] == 0.0

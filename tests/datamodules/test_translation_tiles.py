@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from datamodules.augmentation.translation_tiles import cell_region, nucleus_region, resized, resized_mask, scaled
+from datamodules.augmentation.translation_tiles import (
+    cell_region,
+    nucleus_region,
+    resized,
+    resized_cells,
+    resized_mask,
+    scaled,
+)
 
 
 def test_the_full_range_of_the_type_becomes_one():
@@ -39,6 +46,18 @@ def test_shrinking_keeps_the_mean_and_growing_the_place():
     half = np.zeros((6, 6), np.uint8)
     half[:, :4] = 1
     assert resized_mask(half, 3).tolist() == [[True, True, False]] * 3
+
+
+@pytest.mark.parametrize("side_px", [31, 32, 64, 96, 116])
+def test_cells_parted_by_a_thin_line_stay_apart_at_any_size(side_px):
+    cells = np.ones((96, 96), np.uint8)
+    cells[40], cells[:40, 61] = 0, 0  # three cells
+    found = resized_cells(cells, side_px)
+    assert ndimage.label(found, np.ones((3, 3)))[1] == 3
+    assert found.mean() > 0.85
+    outside = np.zeros((96, 96), np.uint8)
+    outside[:30] = 1
+    assert resized_cells(outside, 32).tolist() == resized_mask(outside, 32).tolist()
 
 
 def test_the_authors_threshold_is_a_sixth_of_the_range():

@@ -69,5 +69,17 @@ def test_the_comparison_draws_errors_and_times():
     assert heights == [0.05, 0.1, 0.3]  # the best of each method and data set
 
 
+def test_data_sets_named_after_a_number_become_a_line():
+    runs = [run("Slow", 0.3, 1.0, "density_0.0025"), run("Slow", 0.1, 1.0, "density_0.01"), run("Quick", 0.2, 1.0)]
+    runs += [run("Quick", 0.05, 1.0, "density_0.01"), run("Slow", 0.4, 1.0, "photons_50")]
+    figures = comparison(runs)
+    assert set(figures) == {"errors", "error_against_time", "error_against_density"}  # one number makes no line
+    displacement, force = figures["error_against_density"].axes
+    lines = {line.get_label(): line.get_xydata() for line in displacement.lines}
+    assert lines["Slow"].tolist() == [[0.0025, 0.3], [0.01, 0.1]]
+    np.testing.assert_array_equal(lines["Quick"], [[0.0025, np.nan], [0.01, 0.05]])
+    assert {line.get_label(): line.get_ydata().tolist() for line in force.lines}["Slow"] == [3.0, 1.0]
+
+
 def test_runs_without_a_test_are_not_compared():
     assert comparison([{"config": run("Slow", 1, 1)["config"], "summary": {}}]) == {}

@@ -100,6 +100,7 @@ def run(kind, folder=None, **summary):
         "history": [{}],
         "irreducible_error": best,
         "folder": folder,
+        "parameters": {"generator": 1_250_000, "back": 1_000_000, "discriminator": 2_000_000},
     }
 
 
@@ -128,6 +129,9 @@ def test_the_table_has_a_row_per_run_and_the_best_possible():
     assert [cells[row, heads["< 4 µm"]] for row in (1, 2, 3)] == ["70.0%", "–", "93.0%"]
     assert cells[1, heads["< 1 µm"]] == "–"
     assert cells[2, heads["F1"]] == "0.500"
+    assert [cells[row, heads["weights (M)"]] for row in (1, 3)] == ["1.25 + 3.00", ""]
+    (table,) = comparison([{**run("TFillTranslation", l1=0.1), "parameters": None}])["figure_2e"].axes[0].tables
+    assert not any(cell.get_text().get_text() == "weights (M)" for cell in table.get_celld().values())
 
 
 def test_runs_of_one_method_are_told_apart_by_their_settings():
@@ -139,16 +143,16 @@ def test_runs_of_one_method_are_told_apart_by_their_settings():
 
 def test_distances_and_strips_come_from_the_predictions(tmp_path):
     runs = [
+        run("CycleGANTranslation", predicted(tmp_path / "b", [2.1], 0.7), f1=0.6),
         run("TFillTranslation", predicted(tmp_path / "a", [0.1, 0.3, 5.0, math.nan], 0.9), f1=0.5),
-        run("CycleGANTranslation", predicted(tmp_path / "b", [2.1], 0.7), f1=0.4),
         run("Pix2PixTranslation", tmp_path / "nothing", f1=0.1),
     ]
     figures = comparison(runs)
     assert set(figures) == {"figure_2e", "figure_3", "figure_2d"}
     coarse, fine = figures["figure_3"].axes
-    shares = coarse.patches[0].get_data().values
+    shares = coarse.patches[1].get_data().values
     np.testing.assert_allclose(shares[:3], [0.5, 0.25, 0.0])  # of four, the unmatched one included
-    np.testing.assert_allclose(fine.patches[0].get_data().values[:2], [0.25, 0.25])
+    np.testing.assert_allclose(fine.patches[1].get_data().values[:2], [0.25, 0.25])
     strip = figures["figure_2d"].axes
     assert [ax.get_title() for ax in strip] == ["actin", "real", "TFill", "CycleGAN"]
     greys = [float(ax.images[0].get_array()[0, 0, 0]) for ax in strip]

@@ -64,6 +64,29 @@ def test_unknown_truths_are_left_out():
         assert loss(prediction, torch.full_like(target, torch.nan)).item() == 0
 
 
+def test_unknown_truths_leave_the_gradient_finite():
+    """A measured volume in the batch must not turn the weights into NaN."""
+    prediction, target = fields()
+    target[1] = torch.nan
+    for loss in (endpoint_error_vx, scaled_absolute_error):
+        moved = prediction.clone().requires_grad_()
+        loss(moved, target).backward()
+        assert moved.grad[0].abs().max() > 0
+        assert (moved.grad[1] == 0).all()
+
+
+def test_a_displacement_known_at_beads_counts_there():
+    target = torch.full((1, 3, 2, 2, 2), torch.nan)
+    target[0, :, 0, 1, 0] = torch.tensor([1.0, 2.0, 2.0])
+    target[0, :, 1, 0, 1] = 0.0
+    prediction = torch.zeros_like(target).requires_grad_()
+    error = endpoint_error_vx(prediction, target)
+    assert error.item() == pytest.approx(1.5, abs=1e-3)
+    error.backward()
+    assert prediction.grad[0, :, 0, 1, 0].tolist() == pytest.approx([-1 / 6, -1 / 3, -1 / 3], rel=1e-3)
+    assert prediction.grad.isfinite().all()
+
+
 def test_a_perfect_prediction_has_a_finite_gradient():
     target = fields()[1]
     prediction = target.clone().requires_grad_()

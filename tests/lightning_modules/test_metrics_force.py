@@ -62,6 +62,19 @@ def test_an_unknown_truth_has_no_score(score):
         score(truth, truth[:1])
 
 
+def test_a_displacement_known_at_beads_is_judged_there():
+    truth = torch.full((1, 3, 2, 2, 2), torch.nan)
+    truth[0, :, 0, 0, 0] = torch.tensor([3.0, 4.0, 0.0])
+    truth[0, :, 1, 1, 1] = 0.0
+    truth[0, :, 1, 0, 1] = 0.0
+    nothing = torch.zeros_like(truth)
+    nothing[0, 2, 1, 1, 1] = 1.0
+    nothing[0, :, 0, 1, 1] = 50.0  # nobody knows
+    assert median_error_vx(nothing, truth).tolist() == [1.0]
+    assert mean_error_vx(nothing, truth).tolist() == [2.0]
+    assert relative_l2(nothing, truth).tolist() == pytest.approx([(26 / 25) ** 0.5])
+
+
 def test_the_mean_over_volumes_leaves_out_those_without_a_score():
     mean = VolumeMean()
     mean.update(torch.tensor([1.0, torch.nan, 2.0]))

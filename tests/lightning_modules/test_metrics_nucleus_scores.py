@@ -89,6 +89,17 @@ def test_chances_are_those_of_a_disc_in_the_image_and_of_the_cell_that_is_the_nu
     assert nowhere["chance_cell_4um"] == 2  # certain: what no cell holds must not count as skill
 
 
+def test_a_cell_is_the_piece_of_the_mask_that_the_nucleus_lies_in():
+    real = discs((48, 24))
+    cells = np.ones((SIZE, SIZE), dtype=bool)
+    cells[:, SIZE // 2 : SIZE // 2 + 1] = False  # two cells, parted by a line of one pixel; the other has no nucleus
+    free_um2 = (SIZE * PIXEL_UM / 2 - 8) * (SIZE * PIXEL_UM - 8)
+    assert found(real, real, cells).counts["chance_cell_4um"] == pytest.approx(math.pi * 16 / free_um2, rel=0.08)
+    elsewhere = np.zeros((SIZE, SIZE), dtype=bool)
+    elsewhere[:, SIZE // 2 :] = True  # a large cell, in which this nucleus does not lie
+    assert found(real, real, elsewhere).counts["chance_cell_4um"] == 1
+
+
 def test_the_papers_counts_give_the_papers_shares_and_tails():
     """Intervals and log10 tails as computed from the printed counts; the printed p-values do not follow from them."""
     sums = dict.fromkeys(COUNTS, 0.0)

@@ -106,6 +106,18 @@ def test_correlation_finds_a_shift_to_a_twentieth_of_a_voxel():
         assert middle.median().item() == pytest.approx(expected, abs=0.05)
 
 
+def test_windows_may_have_a_side_per_axis():
+    """A shift of 6 voxels along z is within reach of a window of 16 there, not of one of 8."""
+    volumes = pair((0.4, -0.6, 6.0))
+
+    def median(sides):
+        found = VolumeCorrelation([sides, [8, 16, 16]], overlap=0.5, passes=3, outlier_threshold=2.0)(volumes)
+        return found[0, :, 8:-8, 8:-8, 8:-8].flatten(1).median(dim=1).values
+
+    assert (median([16, 12, 20]) - torch.tensor([0.4, -0.6, 6.0])).abs().max() < 0.1
+    assert (median([8, 12, 20])[2] - 6.0).abs() > 1.0
+
+
 def test_further_passes_lower_the_error_and_silence_gives_no_displacement():
     def error(passes):
         found = VolumeCorrelation([16], overlap=0.5, passes=passes, outlier_threshold=2.0)(pair())
@@ -122,6 +134,8 @@ def test_further_passes_lower_the_error_and_silence_gives_no_displacement():
     ("arguments", "message"),
     [
         ({"window_voxels": [9]}, "window_voxels must be even numbers of at least 8"),
+        ({"window_voxels": []}, "window_voxels must be even numbers of at least 8"),
+        ({"window_voxels": [[16, 16]]}, "window_voxels must be sides or triples of sides"),
         ({"overlap": 1.0}, r"overlap must lie in \[0, 0.9\], got 1.0"),
         ({"passes": 0}, "passes must be at least 1, got 0"),
         ({"outlier_threshold": 0.0}, "outlier_threshold must be positive, got 0.0"),

@@ -1,7 +1,9 @@
 """A real cell in a gel (FM-Track's example): correlation against beads that others tracked one by one.
 
-The gel is relaxed by cytochalasin D; between the recordings it drifts by an amount that depends on depth. 96 blocks of
-the field were compared with the tracked beads when the sample was made; here those that the stored crop holds whole.
+The gel is relaxed by cytochalasin D; between the recordings it drifts by an amount that depends on depth. When the
+sample was made, 96 blocks of the field were compared with the tracked beads: blocks of 24 x 96 x 96 voxels, side by
+side, as their bead counts say. 12 of them lie in the stored crop as a whole, 42 in part: of these the part is compared
+with the beads in it. The 42 others lie outside the crop.
 """
 
 from pathlib import Path
@@ -9,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.interpolate import RegularGridInterpolator
 
+from lightning_modules.metrics.tracked_beads import at_beads, block_error, inward_share, median_length_um
 from lightning_modules.networks.volume_correlation import VolumeCorrelation
 
 REAL = Path(__file__).resolve().parents[2] / ".." / "shared" / "real" / "cfm_3d"
-BLOCK_ZYX = (16, 32, 32)  # voxels to either side of a block's middle
+BLOCK_ZYX = np.array([24, 96, 96])
+WINDOWS = [[32, 96, 96], [24, 64, 64]]  # about cubes in um, with some 15 beads
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not (REAL / "volumes_crop_zyx.npz").is_file(), reason="the real cell is not at hand"),
@@ -22,65 +25,90 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def cell():
-    volumes, beads = np.load(REAL / "volumes_crop_zyx.npz"), np.load(REAL / "beads_and_displacements.npz")
-    voxel_um = volumes["voxel_um_zyx"]
-    corner = np.array([0, int(volumes["crop_y0"]), int(volumes["crop_x0"])])
-    pair = np.stack([volumes["CytoD_Beads"], volumes["Normal_Beads"]]).astype(np.float32) / 255
-    with torch.inference_mode():  # few beads: large windows
-        found = VolumeCorrelation([64, 48], overlap=0.5, passes=3, outlier_threshold=2.0)(torch.from_numpy(pair)[None])
+def blocks():
+    return np.load(REAL / "block_dvc_check.npy")  # centre z, y, x; correlation's and the beads' x, y, z; beads
+
+
+@pytest.fixture(scope="module")
+def beads():
+    with np.load(REAL / "beads_and_displacements.npz") as file:
+        return {name: file[name].astype(np.float64) for name in file.files if not name.startswith("match_")}
+
+
+@pytest.fixture(scope="module")
+def cell(beads):
+    with np.load(REAL / "volumes_crop_zyx.npz") as file:
+        held = dict(file)
+    voxel_um, corner = held["voxel_um_zyx"], np.array([0, int(held["crop_y0"]), int(held["crop_x0"])])
+    pair = np.stack([held["CytoD_Beads"], held["Normal_Beads"]]).astype(np.float32) / 255
+    with torch.inference_mode():
+        found = VolumeCorrelation(WINDOWS, overlap=0.5, passes=4, outlier_threshold=2.0)(torch.from_numpy(pair)[None])
     displacement_um = found[0].numpy() * voxel_um[::-1][:, None, None, None]
-    axes = [
-        (np.arange(size) + start) * step for size, start, step in zip(pair.shape[1:], corner, voxel_um, strict=True)
-    ]
-    place = beads["matched_pos_xyz_um"]
-    inside = np.all([(place[:, 2 - k] >= axes[k][0]) & (place[:, 2 - k] <= axes[k][-1]) for k in range(3)], axis=0)
-    at_beads = [RegularGridInterpolator(axes, part)(place[inside][:, ::-1]) for part in displacement_um]
-    drift = (beads["matched_disp_raw_xyz_um"] - beads["matched_disp_driftcorrected_xyz_um"])[inside]
+    position_um = beads["matched_pos_xyz_um"]
+    shown = held["CytoD_Cell"] > np.percentile(held["CytoD_Cell"], 99.5)
     return {
-        "displacement_um": displacement_um,
+        "found_um": at_beads(displacement_um, position_um - (corner * voxel_um)[::-1], voxel_um),  # NaN outside
+        "size": np.array(pair.shape[1:]),
         "corner": corner,
-        "bead_um": place[inside],
-        "corrected_um": np.stack(at_beads, axis=1) - drift,
-        "tracked_um": beads["matched_disp_driftcorrected_xyz_um"][inside],
-        "distance_um": beads["distance_to_cell_um"][inside],
-        "cell_um": np.argwhere(volumes["CytoD_Cell"] > np.percentile(volumes["CytoD_Cell"], 99.5)).mean(axis=0)
-        + corner,
+        "cell_um": ((np.argwhere(shown).mean(axis=0) + corner) * voxel_um)[::-1],
         "voxel_um": voxel_um,
     }
 
 
-def test_every_block_agrees_with_its_tracked_beads(cell):
-    blocks = np.load(REAL / "block_dvc_check.npy")
-    size = cell["displacement_um"].shape[1:]
-    errors = []
+def test_the_reference_blocks_have_the_size_that_their_bead_counts_say(blocks, beads):
+    voxel = beads["matched_pos_xyz_um"][:, ::-1] / np.load(REAL / "volumes_crop_zyx.npz")["voxel_um_zyx"]
+    tracked = beads["matched_disp_raw_xyz_um"]
     for block in blocks:
-        middle = block[:3].astype(int) - cell["corner"]
-        if all(m >= half - 4 and m + half <= s + 4 for m, half, s in zip(middle, BLOCK_ZYX, size, strict=True)):
-            box = tuple(slice(max(m - half, 0), m + half) for m, half in zip(middle, BLOCK_ZYX, strict=True))
-            found = np.median(cell["displacement_um"][(slice(None), *box)], axis=(1, 2, 3))
-            errors.append(float(np.linalg.norm(found - block[6:9])))
-    assert len(errors) == 36
-    assert max(errors) < 1.0, sorted(errors)[-5:]
+        inside = (np.abs(voxel - block[:3]) <= BLOCK_ZYX / 2).all(axis=1)
+        assert abs(inside.sum() - block[9]) <= 1
+        assert np.abs(np.median(tracked[inside], axis=0) - block[6:9]).max() < 0.05
 
 
-def test_the_displacement_decays_away_from_the_cell(cell):
-    """Tracked: 1.62 um within 5 um of the cell, 0.27 um from 35 to 50 um; windows average over 14 um and more."""
+def test_every_block_agrees_with_its_tracked_beads(cell, blocks, beads):
+    size_um = (BLOCK_ZYX * cell["voxel_um"])[::-1]
+    errors, whole = [], 0
+    for block in blocks:
+        error = block_error(
+            cell["found_um"],
+            beads["matched_disp_raw_xyz_um"],
+            beads["matched_pos_xyz_um"],
+            centre_um=(block[:3] * cell["voxel_um"])[::-1],
+            size_um=size_um,
+        )
+        low = block[:3] - BLOCK_ZYX / 2 - cell["corner"]
+        in_crop = (np.minimum(low + BLOCK_ZYX, cell["size"]) - np.maximum(low, 0)).clip(min=0)
+        assert (error is not None) == bool(in_crop.all())
+        if error is not None:
+            errors.append(error)
+            whole += bool((in_crop == BLOCK_ZYX).all())
+    assert len(errors) == 54
+    assert whole == 12
+    assert min(error.beads for error in errors) >= 10
+    assert max(error.error_um for error in errors) < 1.0, sorted(errors)[-5:]
 
-    def median_um(low, high):
-        chosen = (cell["distance_um"] >= low) & (cell["distance_um"] < high)
-        return np.median(np.linalg.norm(cell["corrected_um"][chosen], axis=1))
 
-    assert 1.2 < median_um(0, 5) < 1.9
-    assert median_um(0, 5) > median_um(5, 10) > median_um(10, 20) > median_um(20, 35) > median_um(35, 50)
-    assert median_um(35, 50) < 0.7
+def test_the_displacement_decays_away_from_the_cell(cell, beads):
+    """All tracked beads: 1.61 um within 5 um of the cell, .28 um from 50 to 100 um, where the crop holds three."""
+    tracked = beads["matched_disp_driftcorrected_xyz_um"]
+    own = cell["found_um"] - (beads["matched_disp_raw_xyz_um"] - tracked)
+    distance = beads["distance_to_cell_um"]
+    assert median_length_um(tracked, distance, 0, 5) == pytest.approx(1.61, abs=0.01)
+    assert median_length_um(tracked, distance, 50, 100) == pytest.approx(0.28, abs=0.01)
+    shells = ((0, 5), (5, 10), (10, 20), (20, 35), (35, 50))
+    found = [median_length_um(own, distance, low, high) for low, high in shells]
+    there = np.isfinite(own).all(axis=1)
+    expected = [median_length_um(tracked[there], distance[there], low, high) for low, high in shells]
+    assert found == pytest.approx(expected, rel=0.2, abs=0.1)  # windows average over 19 um
+    assert found == sorted(found, reverse=True)
 
 
-def test_the_gel_near_the_cell_is_pulled_inwards(cell):
-    inwards = (cell["cell_um"] * cell["voxel_um"])[::-1] - cell["bead_um"]
+def test_the_gel_near_the_cell_is_pulled_inwards(cell, beads):
+    tracked = beads["matched_disp_driftcorrected_xyz_um"]
+    own = cell["found_um"] - (beads["matched_disp_raw_xyz_um"] - tracked)
+    near = (beads["distance_to_cell_um"] < 5) & np.isfinite(own).all(axis=1)
+    position = beads["matched_pos_xyz_um"][near]
+    assert inward_share(own[near], position, cell["cell_um"]) > 0.7
+    inwards = cell["cell_um"] - position
     inwards /= np.linalg.norm(inwards, axis=1, keepdims=True)
-    near = cell["distance_um"] < 5
-    pull_um = (cell["corrected_um"] * inwards).sum(axis=1)[near]
-    tracked_um = (cell["tracked_um"] * inwards).sum(axis=1)[near]
-    assert (pull_um > 0).mean() > 0.7
-    assert pull_um.mean() == pytest.approx(tracked_um.mean(), rel=0.35)
+    pull_um, tracked_um = ((field[near] * inwards).sum(axis=1).mean() for field in (own, tracked))
+    assert pull_um == pytest.approx(tracked_um, rel=0.35)

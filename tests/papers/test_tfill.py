@@ -369,10 +369,25 @@ def test_bad_arguments_are_refused_by_name(name, changes, message):
         ("trainer.gradient_clip_val=1.0", "trainer.gradient_clip_val must be null, .*: set module.clip_gradient_norm"),
         ("trainer.accumulate_grad_batches=2", "trainer.accumulate_grad_batches must be 1, .*: raise data.batch_size"),
         ("trainer.precision=16-mixed", "trainer.precision must be 32-true or bf16-mixed, .* one loss scaler"),
+        ("trainer.precision=bf16-true", "trainer.precision must be 32-true or bf16-mixed, .* in single precision"),
+        ("trainer.precision=64-true", "trainer.precision must be 32-true or bf16-mixed, .* in single precision"),
         ("trainer.strategy=fsdp", "trainer.strategy must be auto or ddp, not fsdp, because two optimizers take turns"),
     ],
 )
 def test_options_that_two_optimizers_rule_out_are_refused_when_composing(name, word, message):
+    with pytest.raises(RequestError, match=f"^{message}"):
+        compose(name, overrides=[word])
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "message"),
+    [
+        ("tfill", "data.crop_px=256", "data.crop_px must be module.image_size_px = 384, got 256: set both alike"),
+        ("tfill_pix2pix", "data.crop_px=128", "data.crop_px must be a multiple of 256, got 128: .* module.levels"),
+        ("tfill_cyclegan", "data.crop_px=130", "data.crop_px must be a multiple of 4, got 130: change it"),
+    ],
+)
+def test_tiles_that_a_network_cannot_take_are_refused_when_composing(name, word, message):
     with pytest.raises(RequestError, match=f"^{message}"):
         compose(name, overrides=[word])
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -21,7 +23,7 @@ from mechanolab import data, launch
 from mechanolab.callbacks.exact_resume import ExactResume
 from mechanolab.cli import main
 from mechanolab.compare.report import as_mapping
-from mechanolab.config import compose
+from mechanolab.config import RequestError, compose
 from mechanolab.runs import read_metrics, read_run, read_status
 
 TILE_PX = 32
@@ -33,7 +35,8 @@ WORDS = {
 CLASSES = {"tfill_small": "TFill", "tfill_pix2pix": "Pix2Pix", "tfill_cyclegan": "CycleGAN"}
 SHARED = [
     f"data.load_px={TILE_PX + 4}", f"data.crop_px={TILE_PX}", "data.num_workers=0", "data.batch_size=2",
-    "trainer.max_epochs=2", "trainer.log_every_n_steps=1", "trainer.accelerator=cpu", "trainer.limit_train_batches=4",
+    "data.dataset=twin", "trainer.max_epochs=2", "trainer.log_every_n_steps=1", "trainer.accelerator=cpu",
+    "trainer.limit_train_batches=4",
 ]  # fmt: skip
 BATCHES = 4
 WATCHED = """
@@ -179,6 +182,24 @@ def test_a_prediction_is_images_nuclei_overlays_and_a_summary_that_agree(places:
     assert {"figure_2e", "figure_2d"} <= set(figures)
     limits = [cell.get_text().get_text() for cell in figures["figure_2e"].axes[0].tables[0].get_celld().values()]
     assert "best possible" in limits
+    module = launch.construct(compose("tfill_small", overrides=[*SHARED, *WORDS["tfill_small"]])).module
+    sizes = [sum(parameter.numel() for parameter in side) for side in module.sides()]
+    assert read_status(folder.parents[1])["parameters"] == dict(zip(("generator", "discriminator"), sizes, strict=True))
+    assert f"{sizes[0] / 1e6:.2f} + {sizes[1] / 1e6:.2f}" in limits
+
+
+def test_absent_weights_of_the_loss_are_told_by_the_settings_name(tmp_path: Path) -> None:
+    words = ["module.perceptual_weight=10", f"module.pretrained_weights={tmp_path}/absent.pth", *WORDS["tfill_small"]]
+    with pytest.raises(RequestError, match=r"^module\.pretrained_weights: there is no file .*absent\.pth; give"):
+        launch.construct(compose("tfill_small", overrides=[*SHARED, *words]))
+
+
+def test_step_sizes_stay_in_a_run_that_only_time_ends() -> None:
+    words = [*SHARED, *WORDS["tfill_pix2pix"], "trainer.max_epochs=-1", "trainer.max_time=00:00:30:00"]
+    parts = launch.construct(compose("tfill_pix2pix", overrides=words))
+    parts.module.trainer = SimpleNamespace(estimated_stepping_batches=math.inf)  # type: ignore[assignment]
+    optimizers: Any = parts.module.configure_optimizers()
+    assert [optimizer.param_groups[0]["lr"] for optimizer in optimizers] == [2e-4, 2e-4]
 
 
 def table(path: Path) -> list[dict[str, str]]:
