@@ -62,6 +62,8 @@ def test_a_sample_has_the_documented_fields(parameters: Parameters) -> None:
         "poisson_ratio": ((), np.float64),
         "pixel_size_um": ((), np.float64),
         "recipe": ((), np.int8),
+        "centre_element": ((), np.int8),
+        "reach": ((), np.int8),
     }
     assert set(dl_tfm.FIELDS) == set(expected)
     for sample in simulate_group(0, 0, 2, parameters):
@@ -70,6 +72,8 @@ def test_a_sample_has_the_documented_fields(parameters: Parameters) -> None:
         assert set(np.unique(sample.fields["cell_mask"])) == {0, 1}
         assert float(sample.fields["pixel_size_um"]) == pytest.approx(1.925 * 104 / size)
         assert not lengths(sample, "traction_pa")[0].any()
+        codes = [int(sample.fields[name]) for name in ("centre_element", "reach")]
+        assert codes == [0, 0] if parameters.family == "discs" else [1, 1]
 
 
 def test_the_outline_is_a_padded_list_that_encloses_the_mask(cells: dict[str, list[Sample]]) -> None:
