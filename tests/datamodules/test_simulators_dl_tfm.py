@@ -73,7 +73,7 @@ def test_a_sample_has_the_documented_fields(parameters: Parameters) -> None:
         assert float(sample.fields["pixel_size_um"]) == pytest.approx(1.925 * 104 / size)
         assert not lengths(sample, "traction_pa")[0].any()
         codes = [int(sample.fields[name]) for name in ("centre_element", "reach")]
-        assert codes == [0, 0] if parameters.family == "discs" else [1, 1]
+        assert codes == [int(parameters.family != "discs")] * 2
 
 
 def test_the_outline_is_a_padded_list_that_encloses_the_mask(cells: dict[str, list[Sample]]) -> None:
