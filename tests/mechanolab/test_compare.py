@@ -357,7 +357,8 @@ def test_the_papers_own_figures_are_drawn_from_the_runs_that_logged_something(
     page = Page(compare(["toy"]).html)
     assert "error_bars" in page.texts
     assert [run["run_id"] for run in seen] == ["a"]
-    known = {"run_id", "folder", "config", "summary", "history", "irreducible_error", "tested_run", "trained_config"}
+    known = {"run_id", "folder", "config", "summary", "history", "irreducible_error", "parameters", "tested_run"}
+    known |= {"trained_config"}
     assert set(seen[0]) == known
     assert seen[0]["trained_config"] == seen[0]["config"]
     assert seen[0]["irreducible_error"]["value"] == 11.6
