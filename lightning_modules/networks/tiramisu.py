@@ -30,6 +30,7 @@ from torch.nn import functional
 from lightning_modules.networks.dense_block import DenseBlock, batch_norm
 
 SIGMA_START = 1.0
+_HEAD = ("weight", "bias")
 
 
 class BayesianTiramisu(nn.Module):
@@ -104,7 +105,9 @@ class BayesianTiramisu(nn.Module):
         features = self.features(image)
         with torch.autocast(features.device.type, enabled=False):  # bfloat16's 8 bits are too few for a logarithm
             features = features.to(self.mu.weight.dtype)
-            return torch.cat((self.mu(features), functional.softplus(self.sigma(features))), dim=1)
+            weight, bias = (torch.cat([getattr(head, name) for head in (self.mu, self.sigma)]) for name in _HEAD)
+            mu, before = _pointwise(features, weight, bias).split(1, dim=1)
+            return torch.cat((mu, functional.softplus(before)), dim=1)
 
     def features(self, image: Tensor) -> Tensor:
         """Image as in `forward` -> what both heads read, (batch, out_channels, y, x): 288 as published."""
@@ -171,9 +174,24 @@ def _transition(channels: int) -> nn.Sequential:
     return nn.Sequential(
         batch_norm(channels),
         nn.ReLU(inplace=True),
-        nn.Conv2d(channels, channels, kernel_size=1, bias=False),
+        _Pointwise(channels, channels, kernel_size=1, bias=False),
         nn.MaxPool2d(2),
     )
+
+
+class _Pointwise(nn.Conv2d):
+    """A 1 x 1 convolution, as one matrix product of maps that lie channels last."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return _pointwise(maps, self.weight, self.bias)
+
+
+def _pointwise(maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Maps (batch, channels, y, x) and a kernel (new, channels, 1, 1) -> (batch, new, y, x).
+
+    torch's own convolution takes twice as long in the backward pass of a head (measured on a CPU).
+    """
+    return functional.linear(maps.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
 
 
 def _start(network: BayesianTiramisu) -> None:
