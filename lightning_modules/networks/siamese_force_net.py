@@ -13,6 +13,7 @@ Comput Vis 56:221 (2004)):
    voxel, then on that of every 2nd.
 3. A cubic B-spline through the control points on the last grid is the displacement, smooth enough to differentiate
    twice.
+No estimate reaches further than the grid that it is made on can tell, so that a wrong one does not spoil the next.
 All is local (no normalisation looks further than the brightness of the volumes), and untrained the network already is
 a least-squares registration of small displacements.
 """
@@ -36,6 +37,8 @@ SINGULAR_SHARE = 0.02  # of the mean trace: where there is no bead the solution 
 SEARCH_STEPS = 2
 COARSE_STEP, FINE_STEP = 4, 2
 FEATURES = 16
+ANSWER_SCALE = 0.1
+"""Of what the convolutions answer, in grid steps or voxels: a step of Adam moves hundreds of weights at once."""
 
 
 class Equations(NamedTuple):
@@ -89,7 +92,7 @@ class SiameseForceNet(nn.Module):
         reference, deformed = volumes[:, :1], volumes[:, 1:]
         features = self.encoder(torch.cat((reference, deformed))).chunk(2)
         searched = self.search(torch.cat((features[0], correlation_volume(*features)), dim=1))
-        coarse = searched * COARSE_STEP
+        coarse = _within(searched * COARSE_STEP, (SEARCH_STEPS + 1) * COARSE_STEP)
         results = [refined(coarse, COARSE_STEP)]
         blurred = blur(volumes, BLUR_SD_VOXELS)
         reference, deformed = blurred[:, :1], blurred[:, 1:]
@@ -172,12 +175,12 @@ class _Correction(nn.Module):
         solutions = []
         for sd in WINDOW_SDS_VOXELS:
             window = blur(both, sd / step)
-            solutions.append(solved(window[:, :6], window[:, 6:]))
+            solutions.append(_within(solved(window[:, :6], window[:, 6:]), COARSE_STEP))
         seen = torch.cat((both, *solutions, points.detach()), dim=1)
         answer = self.convolutions(seen)
         shares = torch.softmax(answer[:, COMPONENTS:], dim=1)
         chosen = sum(shares[:, k : k + 1] * solution for k, solution in enumerate(solutions))
-        return answer[:, :COMPONENTS] + chosen
+        return _within(answer[:, :COMPONENTS], COARSE_STEP) + chosen
 
 
 class _Encoder(nn.Module):
@@ -223,7 +226,12 @@ class _Convolutions(nn.Module):
         depth, height, width = features.shape[2:]
         features = features + refined(self.up(wide), 2)[..., :depth, :height, :width]
         features = features + functional.leaky_relu(self.middle(features), NEGATIVE_SLOPE)
-        return self.last(features)
+        return ANSWER_SCALE * self.last(features)
+
+
+def _within(displacement: Tensor, limit: float) -> Tensor:
+    """What is small as it is, and never more than `limit`: a wrong estimate must not make the next one worse."""
+    return limit * torch.tanh(displacement / limit)
 
 
 def _standardised(volumes: Tensor) -> Tensor:

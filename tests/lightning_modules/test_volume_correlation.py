@@ -181,6 +181,22 @@ def test_untrained_the_siamese_network_registers_small_shifts():
     assert errors[-1] < 0.1 < errors[0]
 
 
+@pytest.mark.parametrize("size", [1.0, 30.0])
+def test_wrong_estimates_of_the_siamese_network_do_not_feed_on_each_other(size):
+    torch.manual_seed(0)
+    network = SiameseForceNet(8, 8)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=size)
+    with torch.no_grad():
+        largest = [float(estimate.abs().max()) for estimate in network.estimates(pair())]
+    weights = refined(torch.eye(8)[:, None, :, None, None], 4)[:, 0, :, 0, 0]
+    overshoot = float(weights.abs().sum(dim=0).max()) ** 3  # of a spline over its control points, at the corners
+    # the search reaches 12 voxels; each correction adds at most 4 of its own and 4 of the least squares
+    for found, reach in zip(largest, (12, 20, 28, 36), strict=True):
+        assert found <= reach * overshoot
+    assert largest[0] > 4
+
+
 def test_the_siamese_network_takes_any_size():
     network = SiameseForceNet(8, 8).eval()
     with torch.no_grad():
