@@ -30,7 +30,7 @@ from datamodules.batches import BeadVolumeBatch, Sample
 from datamodules.converters import own_volumes, volume_pairs
 from datamodules.shards.reader import ShardDataset
 from datamodules.shards.stacking import stack
-from datamodules.shards.stored_splits import StoredSplits, loader
+from datamodules.shards.stored_splits import InMemory, StoredSplits, loader
 
 VOLUMES = ("reference", "deformed")
 SCALARS = ("voxel_size_um", "youngs_modulus_pa", "poisson_ratio")
@@ -38,6 +38,8 @@ NEEDED = (*VOLUMES, *SCALARS)
 VECTORS = ("displacement_um", "body_force_n_per_m3")
 OPTIONAL = (*VECTORS, "cell_mask")
 """What a data set may lack: unknown vectors become NaN, without a mask the cell may be anywhere."""
+KNOWN = "displacement_known"
+"""Mask of the voxels whose displacement is known, those of tracked beads; without it all are."""
 SMALLEST_PATCH = 8
 LARGE_VOXELS = 128**3
 """From this size on own volumes are predicted on one by one."""
@@ -114,8 +116,7 @@ class BeadVolumeData(LightningDataModule):
         self.patch_zyx = patch_zyx
         self.symmetries = symmetries
         self._percentiles = (intensity_percentiles[0], intensity_percentiles[1])
-        self._predict_split = "test"
-        self._own: _OwnVolumes | None = None
+        self._own: InMemory | None = None
 
     @property
     def data_folder(self) -> Path | None:
@@ -125,7 +126,7 @@ class BeadVolumeData(LightningDataModule):
     @property
     def irreducible_error(self) -> dict[str, Any] | None:
         """What an oracle reaches on this data set, where its simulator knows it."""
-        return self.splits.manifest.provenance.get("irreducible_error") if self._own is None else None
+        return self.splits.irreducible_error if self._own is None else None
 
     def has_split(self, name: str) -> bool:
         """Whether the split scheme in use puts any sample into `name` (train, val or test)."""
@@ -141,13 +142,10 @@ class BeadVolumeData(LightningDataModule):
         here, so that a bad one is told before anything is predicted: FileNotFoundError or ValueError with its name.
         """
         if files is None:
-            if pixel_size_um is not None:
-                raise ValueError("pixel_size_um needs files: a data set knows its own voxel size")
-            if split not in ("train", "val", "test"):
-                raise ValueError(f"split must be 'train', 'val' or 'test', got {split!r}")
-            self._predict_split, self._own = split, None
+            self.splits.predict_on(split, pixel_size_um=pixel_size_um)
+            self._own = None
         else:
-            self._own = _OwnVolumes(own_volumes.read_own_pairs(files, pixel_size_um=pixel_size_um))
+            self._own = InMemory(own_volumes.read_own_pairs(files, pixel_size_um=pixel_size_um))
 
     def prepare_data(self) -> None:
         """Check that the data set exists; FileNotFoundError says how to make it."""
@@ -156,10 +154,9 @@ class BeadVolumeData(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Open the splits that `stage` (fit, validate, test, predict) needs; ValueError where they do not fit."""
-        wanted = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"], "predict": [self._predict_split]}
         if stage == "predict" and self._own is not None:
             return
-        for split in wanted[stage]:
+        for split in self.splits.needed(stage):
             self._open(split)
 
     def train_dataloader(self) -> DataLoader[BeadVolumeBatch]:
@@ -187,8 +184,10 @@ class BeadVolumeData(LightningDataModule):
         Own volumes that differ in size, or are large, come one by one.
         """
         if self._own is None:
-            return self._loader(_Pairs(self._open(self._predict_split), self._percentiles))
-        batch_size = self.batch_size if self._own.alike_and_small else 1
+            return self._loader(_Pairs(self._open(self.splits.predicted), self._percentiles))
+        volumes = [sample.fields["reference"] for sample in self._own.samples]
+        kinds = {(volume.shape, *sample.fields) for volume, sample in zip(volumes, self._own.samples, strict=True)}
+        batch_size = self.batch_size if len(kinds) == 1 and volumes[0].size < LARGE_VOXELS else 1
         return self._loader(_Pairs(self._own, self._percentiles), batch_size=batch_size)
 
     def _open(self, split: str) -> ShardDataset:
@@ -205,7 +204,7 @@ class BeadVolumeData(LightningDataModule):
                     f"patch_zyx {self.patch_zyx} must fit into the volumes of {list(size)} voxels in "
                     f"{self.splits.folder}; null takes them whole"
                 )
-        return self.splits.open(split, [*NEEDED, *(name for name in OPTIONAL if name in known)])
+        return self.splits.open(split, [*NEEDED, *(name for name in (*OPTIONAL, KNOWN) if name in known)])
 
     def _loader(
         self, dataset: _Pairs, *, training: bool = False, batch_size: int | None = None
@@ -242,32 +241,12 @@ def _counted_percentiles(volume: NDArray[np.generic], percentiles: tuple[float, 
     return float(low), float(high)
 
 
-class _OwnVolumes(Dataset[Sample]):
-    """The user's own pairs, in memory as they were stored."""
-
-    def __init__(self, samples: Sequence[Sample]) -> None:
-        self.samples = samples
-
-    @property
-    def alike_and_small(self) -> bool:
-        """Whether they fit into batches."""
-        volumes = [sample.fields["reference"] for sample in self.samples]
-        alike = len({(volume.shape, *sample.fields) for volume, sample in zip(volumes, self.samples, strict=True)}) == 1
-        return alike and volumes[0].size < LARGE_VOXELS
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
-        return [self.samples[index] for index in indices]
-
-
 class _Pairs(Dataset[Sample]):
     """Samples by (epoch, index), scaled; cut and moved where they are trained on."""
 
     def __init__(
         self,
-        source: ShardDataset | _OwnVolumes,
+        source: ShardDataset | InMemory,
         percentiles: tuple[float, float],
         *,
         seed: int = 0,
@@ -292,6 +271,8 @@ class _Pairs(Dataset[Sample]):
 
     def _seen(self, sample: Sample, epoch: int, index: int) -> Sample:
         fields = dict(sample.fields)
+        if KNOWN in fields:
+            fields["displacement_um"] = np.where(fields.pop(KNOWN) > 0, fields["displacement_um"], np.float32(np.nan))
         for name in VOLUMES:
             fields[name] = scaled_volume(fields[name], self.percentiles)
         draw = {"seed": self.seed, "epoch": epoch, "index": index}

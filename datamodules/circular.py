@@ -14,7 +14,6 @@ Training pictures are turned, shifted, zoomed and mirrored on the fly, label and
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -29,9 +28,10 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.augmentation.geometry import MotionRange
 from datamodules.batches import DirectionBatch, Sample
 from datamodules.converters.grey_images import read_grey
+from datamodules.converters.own_files import images_by_name
 from datamodules.shards.reader import ShardDataset
 from datamodules.shards.stacking import stack
-from datamodules.shards.stored_splits import StoredSplits, loader
+from datamodules.shards.stored_splits import InMemory, StoredSplits, loader
 
 IMAGE_SIZE_PX = 128
 WINDOW_UM = 110.5
@@ -105,18 +105,17 @@ class CircularData(LightningDataModule):
         self.seed = seed
         self.copies = copies
         self._motions = motions if augment else None
-        self._predict_split = "test"
-        self._pictures: _Pictures | None = None
+        self._own: InMemory | None = None
 
     @property
     def data_folder(self) -> Path | None:
         """The folder of the data set in use, of a remote one its mirror; None where the user's own pictures are."""
-        return self.splits.local_folder if self._pictures is None else None
+        return self.splits.local_folder if self._own is None else None
 
     @property
     def irreducible_error(self) -> dict[str, Any] | None:
         """The best score that any method could reach on this data set, where its simulator knows it."""
-        return self.splits.manifest.provenance.get("irreducible_error") if self._pictures is None else None
+        return self.splits.irreducible_error if self._own is None else None
 
     def has_split(self, name: str) -> bool:
         """Whether the split scheme in use puts any sample into `name` (train, val or test)."""
@@ -133,25 +132,21 @@ class CircularData(LightningDataModule):
         group are the file name.
         """
         if files is None:
-            if pixel_size_um is not None:
-                raise ValueError("pixel_size_um needs files: a data set knows its own pixel size")
-            if split not in ("train", "val", "test"):
-                raise ValueError(f"split must be 'train', 'val' or 'test', got {split!r}")
-            self._predict_split, self._pictures = split, None
+            self.splits.predict_on(split, pixel_size_um=pixel_size_um)
+            self._own = None
         else:
-            self._pictures = _Pictures(files, pixel_size_um)
+            self._own = InMemory(_own_pictures(files, pixel_size_um))
 
     def prepare_data(self) -> None:
         """Check that the data set exists; FileNotFoundError says how to make it."""
-        if self._pictures is None:
+        if self._own is None:
             self.splits.require()
 
     def setup(self, stage: str) -> None:
         """Open the splits that `stage` (fit, validate, test, predict) needs; ValueError where they do not fit."""
-        wanted = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"], "predict": [self._predict_split]}
-        if stage == "predict" and self._pictures is not None:
+        if stage == "predict" and self._own is not None:
             return
-        for split in wanted[stage]:
+        for split in self.splits.needed(stage):
             self._open(split)
 
     def train_dataloader(self) -> DataLoader[DirectionBatch]:
@@ -168,7 +163,7 @@ class CircularData(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[DirectionBatch]:
         """Batches of what `predict_on` chose, in its order; the test split where it was not called."""
-        source = self._open(self._predict_split) if self._pictures is None else self._pictures
+        source = self._open(self.splits.predicted) if self._own is None else self._own
         return self._loader(_Directions(source), training=False)
 
     def _open(self, split: str) -> ShardDataset:
@@ -198,7 +193,7 @@ class _Directions(Dataset[Sample]):
     """Samples by (epoch, index), moved where a range of motions is given; index runs through the copies in turn."""
 
     def __init__(
-        self, source: ShardDataset | _Pictures, motions: MotionRange | None = None, seed: int = 0, copies: int = 1
+        self, source: ShardDataset | InMemory, motions: MotionRange | None = None, seed: int = 0, copies: int = 1
     ) -> None:
         self.source = source
         self.motions = motions
@@ -224,32 +219,12 @@ class _Directions(Dataset[Sample]):
         return sample._replace(fields={"image": image, "angle_rad": np.array(angle_rad)})
 
 
-class _Pictures(Dataset[Sample]):
+def _own_pictures(files: Sequence[Path], pixel_size_um: float | None) -> list[Sample]:
     """The user's own pictures, read and cut to the network's window."""
-
-    def __init__(self, files: Sequence[Path], pixel_size_um: float | None) -> None:
-        if pixel_size_um is not None and not (math.isfinite(pixel_size_um) and pixel_size_um > 0):
-            raise ValueError(f"pixel_size_um must be positive, got {pixel_size_um}")
-        if not files:
-            raise ValueError("files must name at least one image, got none")
-        seen: dict[str, Path] = {}
-        for path in map(Path, files):
-            if path.name in seen:
-                raise ValueError(f"{seen[path.name]} and {path} would be listed under one name: rename one of them")
-            seen[path.name] = path
-        self.samples = [
-            Sample(name, name, {"image": _cut(path, pixel_size_um)[np.newaxis], "angle_rad": np.array(np.nan)})
-            for name, path in seen.items()
-        ]
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.samples[index]
-
-    def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
-        return [self.samples[index] for index in indices]
+    return [
+        Sample(name, name, {"image": _cut(path, pixel_size_um)[np.newaxis], "angle_rad": np.array(np.nan)})
+        for name, path in images_by_name(files, pixel_size_um=pixel_size_um).items()
+    ]
 
 
 def _cut(path: Path, pixel_size_um: float | None) -> np.ndarray:

@@ -30,7 +30,7 @@ from datamodules.batches import OPERATOR_CODES, Sample, TractionBatch
 from datamodules.converters import own_fields
 from datamodules.shards.reader import ShardDataset
 from datamodules.shards.stacking import stack
-from datamodules.shards.stored_splits import StoredSplits, loader
+from datamodules.shards.stored_splits import InMemory, StoredSplits, loader
 from physics.half_space import displacement_from_traction, kernel_shape
 
 SCALARS = ("youngs_modulus_pa", "poisson_ratio", "pixel_size_um")
@@ -124,8 +124,7 @@ class TractionData(LightningDataModule):
         )
         self._symmetries = symmetries
         self._operator = _operator(centre_element, reach, poisson_ratio, transfer_function)
-        self._predict_split = "test"
-        self._own: _OwnFields | None = None
+        self._own: InMemory | None = None
 
     @property
     def data_folder(self) -> Path | None:
@@ -136,7 +135,7 @@ class TractionData(LightningDataModule):
     def irreducible_error(self) -> dict[str, Any] | None:
         """What an oracle reaches on this data set as it is stored, where its simulator knows it."""
         as_stored = self._own is None and self._operator is None
-        return self.splits.manifest.provenance.get("irreducible_error") if as_stored else None
+        return self.splits.irreducible_error if as_stored else None
 
     def has_split(self, name: str) -> bool:
         """Whether the split scheme in use puts any sample into `name` (train, val or test)."""
@@ -153,13 +152,10 @@ class TractionData(LightningDataModule):
         FileNotFoundError or ValueError with its name.
         """
         if files is None:
-            if pixel_size_um is not None:
-                raise ValueError("pixel_size_um needs files: a data set knows its own pixel size")
-            if split not in ("train", "val", "test"):
-                raise ValueError(f"split must be 'train', 'val' or 'test', got {split!r}")
-            self._predict_split, self._own = split, None
+            self.splits.predict_on(split, pixel_size_um=pixel_size_um)
+            self._own = None
         else:
-            self._own = _OwnFields(own_fields.read_own_fields(files, pixel_size_um=pixel_size_um))
+            self._own = InMemory(own_fields.read_own_fields(files, pixel_size_um=pixel_size_um))
 
     def prepare_data(self) -> None:
         """Check that the data set exists; FileNotFoundError says how to make it."""
@@ -168,10 +164,9 @@ class TractionData(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Open the splits that `stage` (fit, validate, test, predict) needs; ValueError where they do not fit."""
-        wanted = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"], "predict": [self._predict_split]}
         if stage == "predict" and self._own is not None:
             return
-        for split in wanted[stage]:
+        for split in self.splits.needed(stage):
             self._open(split)
 
     def train_dataloader(self) -> DataLoader[TractionBatch]:
@@ -195,9 +190,11 @@ class TractionData(LightningDataModule):
         Own fields that differ in size, or are large, come one by one.
         """
         if self._own is None:
-            return self._loader(self._measured(self._predict_split), False)
+            return self._loader(self._measured(self.splits.predicted), False)
         fields = _Fields(self._own, NoiseRange.constant(0.0), False, self.seed, None)
-        return self._loader(fields, False, batch_size=self.batch_size if self._own.alike_and_small else 1)
+        shapes = {sample.fields["displacement_um"].shape for sample in self._own.samples}
+        alike_and_small = len(shapes) == 1 and max(shapes.pop()) <= LARGE_PX
+        return self._loader(fields, False, batch_size=self.batch_size if alike_and_small else 1)
 
     def _measured(self, split: str) -> _Fields:
         return _Fields(self._open(split), self._test_noise, False, self.seed, self._operator)
@@ -283,7 +280,7 @@ class _Fields(Dataset[Sample]):
 
     def __init__(
         self,
-        source: ShardDataset | _OwnFields,
+        source: ShardDataset | InMemory,
         noise: NoiseRange,
         symmetries: bool,
         seed: int,
@@ -327,25 +324,6 @@ class _Fields(Dataset[Sample]):
         if noise is not None:
             fields["displacement_px"] = fields["displacement_px"] + noise
         return sample._replace(fields=fields)
-
-
-class _OwnFields(Dataset[Sample]):
-    """The user's own fields, in memory."""
-
-    def __init__(self, samples: Sequence[Sample]) -> None:
-        self.samples = samples
-
-    @property
-    def alike_and_small(self) -> bool:
-        """Whether they fit into batches."""
-        shapes = {sample.fields["displacement_um"].shape for sample in self.samples}
-        return len(shapes) == 1 and max(shapes.pop()) <= LARGE_PX
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
-        return [self.samples[index] for index in indices]
 
 
 def _operator(

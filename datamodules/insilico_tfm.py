@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from lightning import LightningDataModule
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from datamodules.augmentation.force_image_samples import CellCrops, WholeFrames
 from datamodules.augmentation.force_images import ForceAugmentation, patch_side
@@ -39,7 +39,7 @@ from datamodules.converters import force_frames
 from datamodules.converters.cell_boxes import Box, cell_box
 from datamodules.shards.reader import ShardDataset
 from datamodules.shards.stacking import stack
-from datamodules.shards.stored_splits import StoredSplits, loader
+from datamodules.shards.stored_splits import InMemory, StoredSplits, loader
 
 _FIELDS = ("image", "traction_pa", "pixel_size_um", "time_s")
 
@@ -141,8 +141,7 @@ class ForceImageData(LightningDataModule):
         self._margin_px = margin_px
         self._taper_fraction = taper_fraction
         self._frame_px = frame_px
-        self._predict_split = "test"
-        self._own: _OwnImages | None = None
+        self._own: InMemory | None = None
         self._placed: tuple[NDArray[np.int64], list[Box]] | None = None
 
     @property
@@ -153,7 +152,7 @@ class ForceImageData(LightningDataModule):
     @property
     def irreducible_error(self) -> dict[str, Any] | None:
         """What an oracle reaches on this data set, where its simulator knows it."""
-        return self.splits.manifest.provenance.get("irreducible_error") if self._own is None else None
+        return self.splits.irreducible_error if self._own is None else None
 
     def has_split(self, name: str) -> bool:
         """Whether the split scheme in use puts any sample into `name` (train, val or test)."""
@@ -171,13 +170,10 @@ class ForceImageData(LightningDataModule):
         name.
         """
         if files is None:
-            if pixel_size_um is not None:
-                raise ValueError("pixel_size_um needs files: a data set knows its own pixel size")
-            if split not in ("train", "val", "test"):
-                raise ValueError(f"split must be 'train', 'val' or 'test', got {split!r}")
-            self._predict_split, self._own = split, None
+            self.splits.predict_on(split, pixel_size_um=pixel_size_um)
+            self._own = None
         else:
-            self._own = _OwnImages(force_frames.read_own_frames(files, pixel_size_um=pixel_size_um))
+            self._own = InMemory(force_frames.read_own_frames(files, pixel_size_um=pixel_size_um))
 
     def prepare_data(self) -> None:
         """Check that the data set exists; FileNotFoundError says how to make it."""
@@ -186,10 +182,9 @@ class ForceImageData(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Open the splits that `stage` (fit, validate, test, predict) needs; ValueError where they do not fit."""
-        wanted = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"], "predict": [self._predict_split]}
         if stage == "predict" and self._own is not None:
             return
-        for split in wanted[stage]:
+        for split in self.splits.needed(stage):
             self._open(split)
         if stage == "fit":
             self._train_crops()
@@ -216,9 +211,10 @@ class ForceImageData(LightningDataModule):
         Own images that differ in size come one by one.
         """
         if self._own is None:
-            return self._frames(self._predict_split)
+            return self._frames(self.splits.predicted)
         frames = WholeFrames(self._own, taper_fraction=0.0, frame_px=None)
-        return self._loader(frames, self.frames_at_once if self._own.alike else 1, training=False)
+        alike = len({sample.fields["image"].shape for sample in self._own.samples}) == 1
+        return self._loader(frames, self.frames_at_once if alike else 1, training=False)
 
     def _frames(self, split: str, *, every: int = 1) -> DataLoader[ForceImageBatch]:
         frames = WholeFrames(
@@ -303,24 +299,6 @@ class ForceImageData(LightningDataModule):
             trainer=self.trainer,
             collate=_collate,
         )
-
-
-class _OwnImages(Dataset[Sample]):
-    """The user's own images, in memory."""
-
-    def __init__(self, samples: Sequence[Sample]) -> None:
-        self.samples = samples
-
-    @property
-    def alike(self) -> bool:
-        """Whether they fit into batches."""
-        return len({sample.fields["image"].shape for sample in self.samples}) == 1
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
-        return [self.samples[index] for index in indices]
 
 
 def _collate(samples: Sequence[Sample]) -> ForceImageBatch:

@@ -29,6 +29,7 @@ from datamodules.augmentation import translation_tiles as tiles
 from datamodules.augmentation.grid_symmetries import GridSymmetry
 from datamodules.batches import Sample, TranslationBatch
 from datamodules.converters.fluorescence_images import read_plane, tile_corners
+from datamodules.converters.own_files import images_by_name
 from datamodules.shards.reader import ShardDataset
 from datamodules.shards.stacking import stack
 from datamodules.shards.stored_splits import StoredSplits, loader
@@ -125,7 +126,6 @@ class ActinNucleusData(LightningDataModule):
         self.seed = seed
         self._view = _View(seed, load_px, crop_px, symmetries, test_view, contrast, nucleus_mask)
         self._tile_um = tile_um
-        self._predict_split = "test"
         self._own: _OwnTiles | None = None
 
     @property
@@ -136,7 +136,7 @@ class ActinNucleusData(LightningDataModule):
     @property
     def irreducible_error(self) -> dict[str, Any] | None:
         """The best that any method could reach on this data set, where its simulator knows it."""
-        return self.splits.manifest.provenance.get("irreducible_error") if self._own is None else None
+        return self.splits.irreducible_error if self._own is None else None
 
     def has_split(self, name: str) -> bool:
         """Whether the split scheme in use puts any sample into `name` (train, val or test)."""
@@ -155,11 +155,8 @@ class ActinNucleusData(LightningDataModule):
         FileNotFoundError or ValueError with its name.
         """
         if files is None:
-            if pixel_size_um is not None:
-                raise ValueError("pixel_size_um needs files: a data set knows its own pixel size")
-            if split not in ("train", "val", "test"):
-                raise ValueError(f"split must be 'train', 'val' or 'test', got {split!r}")
-            self._predict_split, self._own = split, None
+            self.splits.predict_on(split, pixel_size_um=pixel_size_um)
+            self._own = None
         else:
             self._own = _OwnTiles(files, self._view, field_um=self._field_um, pixel_size_um=pixel_size_um)
 
@@ -170,10 +167,9 @@ class ActinNucleusData(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Open the splits that `stage` (fit, validate, test, predict) needs; ValueError where they do not fit."""
-        wanted = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"], "predict": [self._predict_split]}
         if stage == "predict" and self._own is not None:
             return
-        for split in wanted[stage]:
+        for split in self.splits.needed(stage):
             self._open(split)
 
     def train_dataloader(self) -> DataLoader[TranslationBatch]:
@@ -192,7 +188,7 @@ class ActinNucleusData(LightningDataModule):
         """Batches of what `predict_on` chose, in its order; the test split where it was not called."""
         if self._own is not None:
             return self._loader(self._own)
-        return self._loader(_Tiles(self._open(self._predict_split), self._view))
+        return self._loader(_Tiles(self._open(self.splits.predicted), self._view))
 
     @property
     def _field_um(self) -> float:
@@ -309,16 +305,8 @@ class _OwnTiles(Dataset[Sample]):
     """The user's own pictures of actin, read and cut to the field that the network sees."""
 
     def __init__(self, files: Sequence[Path], view: _View, *, field_um: float, pixel_size_um: float | None) -> None:
-        if pixel_size_um is not None and not (math.isfinite(pixel_size_um) and pixel_size_um > 0):
-            raise ValueError(f"pixel_size_um must be positive, got {pixel_size_um}")
-        if not files:
-            raise ValueError("files must name at least one image, got none")
-        seen: dict[str, Path] = {}
-        for path in map(Path, files):
-            if path.name in seen:
-                raise ValueError(f"{seen[path.name]} and {path} would be listed under one name: rename one of them")
-            seen[path.name] = path
-        self.samples = [sample for path in seen.values() for sample in _own_tiles(path, view, field_um, pixel_size_um)]
+        paths = images_by_name(files, pixel_size_um=pixel_size_um).values()
+        self.samples = [sample for path in paths for sample in _own_tiles(path, view, field_um, pixel_size_um)]
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -34,6 +34,7 @@ from lightning_modules.losses.step_sizes import rise_and_fall
 from lightning_modules.losses.weight_decay import decay_weights_only
 from lightning_modules.metrics.epoch_means import log_step, reset_training_metrics
 from lightning_modules.metrics.force_scores import force_metrics, log_losses, log_scores, summary
+from lightning_modules.networks.evaluation_mode import evaluation_mode
 from lightning_modules.networks.force_surfaces import SURFACES, surface_normals
 from lightning_modules.networks.physics_layer import KERNEL_REACH, Mechanics, PhysicsLayer, um_from_voxels
 from lightning_modules.networks.siamese_force_net import SiameseForceNet
@@ -127,11 +128,8 @@ def _predict_step(self: Any, batch: BeadVolumeBatch, batch_idx: int) -> ForcePre
 def _figures(self: Any, batch: BeadVolumeBatch) -> dict[str, Any]:
     """Slices with vectors, and the forces in space, of the first volumes of a batch."""
     first = BeadVolumeBatch(*(part[:DRAWN] for part in batch))
-    was_training = self.training
-    self.eval()
-    with torch.no_grad():
+    with evaluation_mode(self):
         displacement_voxels, mechanics = _solve(self, first)
-    self.train(was_training)
     shown = (
         first.deformed[:, 0],
         um_from_voxels(displacement_voxels, first.voxel_size_um),
@@ -158,7 +156,7 @@ class VolumetricForceRegression(LightningModule):
         earlier_weight: weight of the same for each earlier estimate of the siamese network, against the last one's.
         force_weight, stress_weight: weights of the mean absolute errors in units of the truth's standard deviation.
         equilibrium_weight: weight of the mean absolute force outside the cell in units of the true force's deviation.
-        physics_from_epoch: the last three weights are 0 before this epoch.
+        physics_from_epoch: in training, the last three weights are 0 before this epoch.
         optimizer: "sgd" or "adam".
         learning_rate: largest step size; it falls to 0 along a cosine.
         momentum: of SGD.
@@ -284,7 +282,7 @@ class VolumetricForceRegression(LightningModule):
             nn.utils.clip_grad_norm_(self.parameters(), self.hparams["clip_norm"])
 
     def _physics_weight(self) -> float:
-        return float(self.current_epoch >= self.hparams["physics_from_epoch"])
+        return float(not self.training or self.current_epoch >= self.hparams["physics_from_epoch"])
 
 
 class DigitalVolumeCorrelation(LightningModule):

@@ -51,6 +51,7 @@ from lightning_modules.metrics.direction import (
 )
 from lightning_modules.metrics.epoch_means import log_mean, log_step, named_metrics, reset_training_metrics
 from lightning_modules.metrics.mean_loss import MeanLoss
+from lightning_modules.networks.evaluation_mode import evaluation_mode
 from lightning_modules.networks.fine_tuning_net import BACKBONES, FineTuningNet
 from lightning_modules.networks.probing_cnn import ProbingCNN
 from lightning_modules.networks.quadrant_cnn import QUADRANTS, QuadrantCNN
@@ -359,11 +360,8 @@ def _prediction(angle_rad: Tensor, confidence: Tensor, target_rad: Tensor) -> Di
 
 
 def _figures(module: CircularRegression | QuadrantClassifier, batch: DirectionBatch) -> dict[str, Any]:
-    was_training = module.training
-    module.eval()
-    with torch.no_grad():
+    with evaluation_mode(module):
         prediction = module.predict_step(batch, 0).angle_rad.float().cpu().numpy()
-    module.train(was_training)
     image, target = batch.image[:, 0].float().cpu().numpy(), batch.angle_rad.float().cpu().numpy()
     return {
         "directions": direction_panel(image, target, prediction, sample_ids=batch.sample_id),

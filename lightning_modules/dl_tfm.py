@@ -43,6 +43,7 @@ from lightning_modules.losses.weight_decay import decay_weights_only
 from lightning_modules.metrics.epoch_means import log_step, reset_training_metrics
 from lightning_modules.metrics.traction_scores import TractionPrediction, log_scores, predicted, traction_metrics
 from lightning_modules.networks.elastic_operator import ElasticOperator
+from lightning_modules.networks.evaluation_mode import evaluation_mode
 from lightning_modules.networks.kratz_unet import KratzUNet
 from lightning_modules.networks.planar_unet import PlanarUNet
 from lightning_modules.networks.tiling import on_any_size
@@ -85,12 +86,9 @@ def _predict_step(self: Any, batch: TractionBatch, batch_idx: int) -> TractionPr
 
 def _figures(self: Any, batch: TractionBatch) -> dict[str, Any]:
     """Displacement, true and predicted traction of the first fields of a batch."""
-    was_training = self.training
-    self.eval()
-    with torch.no_grad():
+    with evaluation_mode(self):
         first = TractionBatch(*(part[:4] for part in batch))
         prediction = _predict_step(self, first, 0).traction_pa.numpy(force=True)
-    self.train(was_training)
     seen = (first.pixel_size_um, first.cell_mask, first.displacement_px, first.traction_pa)
     arrays = [part.numpy(force=True) for part in seen]
     return {"tractions": traction_panel(*arrays, prediction, sample_ids=first.sample_id)}

@@ -43,6 +43,7 @@ from lightning_modules.metrics.lognormal_scores import (
     log_loss,
     log_scores,
 )
+from lightning_modules.networks.evaluation_mode import evaluation_mode
 from lightning_modules.networks.tiling import on_any_size
 from lightning_modules.networks.tiramisu import BayesianTiramisu
 
@@ -385,12 +386,9 @@ def _figures(module: Any, batch: ForceImageBatch) -> dict[str, Any]:
     chosen = torch.linspace(0, len(batch.image) - 1, min(len(batch.image), FIGURE_FRAMES)).round().long().tolist()
     parts = [[part[i] for i in chosen] if isinstance(part, list) else part[chosen] for part in batch]
     frames = ForceImageBatch(*parts)
-    was_training = module.training
-    module.eval()
-    with torch.no_grad():
+    with evaluation_mode(module):
         predicted = module.predicted(frames, getattr(module, "_shown_draws", None))
         maps, numbers = force_maps(predicted, interval=False), drawn_numbers(predicted, frames.log_traction[:, 0])
-    module.train(was_training)
     arrays = {name: None if part is None else part.numpy(force=True) for name, part in maps._asdict().items()}
     numbers = {name: part.numpy(force=True) for name, part in numbers.items()}
     seen = {name: getattr(frames, name).numpy(force=True) for name in ("pixel_size_um", "time_s")}

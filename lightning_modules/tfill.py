@@ -39,6 +39,7 @@ from lightning_modules.losses.translation import FORMS, mask_weighted_l1, over_s
 from lightning_modules.losses.turns import adam_for_both_sides, check_turns, end_turns, trainer_fault, turn
 from lightning_modules.metrics import translation_scores as scores
 from lightning_modules.networks.cyclegan import ImagePool, ResNetGenerator
+from lightning_modules.networks.evaluation_mode import evaluation_mode
 from lightning_modules.networks.pix2pix import PatchDiscriminator, Pix2PixUNet
 from lightning_modules.networks.stylegan2_discriminator import StyleGAN2Discriminator
 from lightning_modules.networks.tfill_generator import TFillGenerator
@@ -68,12 +69,9 @@ def _predict_step(self: Any, batch: TranslationBatch, batch_idx: int) -> scores.
 
 def _figures(self: Any, batch: TranslationBatch) -> dict[str, Any]:
     """Actin, real and generated nuclei, and their outlines, of the first images of a batch."""
-    was_training = self.training
-    self.eval()
-    with torch.no_grad():
+    with evaluation_mode(self):
         first = TranslationBatch(*(part[:4] for part in batch))
         prediction = _predict_step(self, first, 0)
-    self.train(was_training)
     actin, real = (scores.unit_range(part[:, 0]).numpy(force=True) for part in (first.actin, first.nucleus))
     arrays = (actin, real, prediction.nucleus[:, 0].numpy(force=True), prediction.overlay)
     pixel_um = first.pixel_size_um.tolist()

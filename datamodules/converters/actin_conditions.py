@@ -22,9 +22,8 @@ import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
+from datamodules.converters.conditions_file import NAME, is_number, read_entries, refuse_unknown
 
-NAME = "conditions.json"
 PATTERNS = ("Actin_*.tif", "Nucleus_*.tif")
 """The authors'."""
 SCALES = ("field_um", "pixel_size_um")
@@ -79,16 +78,9 @@ def read_conditions(source: Path) -> Conditions:
             f"no {path}: the pictures do not say how large they are, so write that file with your width in um, for "
             f'example {_EXAMPLE}, or with the side of a pixel, {{"pixel_size_um": 0.4151}}'
         )
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): correct it") from error
-    if not isinstance(stored, dict):
-        raise ValueError(f"{path} must hold an object like {_EXAMPLE}")
+    stored = read_entries(path, example=_EXAMPLE)
     for name, value in stored.items():
-        if name not in Conditions._fields:
-            accepted = ", ".join(Conditions._fields)
-            raise ValueError(f"{path} has an unknown entry {name!r}: remove it; accepted are {accepted}")
+        refuse_unknown(path, name, Conditions._fields)
         fault = _fault(name, value)
         if fault:
             raise ValueError(f"{path}: {name} must be {fault}, got {json.dumps(value)}: correct it")
@@ -114,7 +106,7 @@ def _fault(name: str, value: Any) -> str | None:
     if name.endswith("_files"):
         named = isinstance(value, str) and value.count("*") == 1 and "/" not in value
         return None if named else "a file name with one *"
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and np.isfinite(value)
+    number = is_number(value)
     if name in _LEAST:
         whole = number and value == int(value) and value >= _LEAST[name]
         return None if whole else f"a whole number from {_LEAST[name]} on"

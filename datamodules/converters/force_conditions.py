@@ -15,12 +15,10 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from datamodules.converters.cell_boxes import THRESHOLD_GREY
+from datamodules.converters.conditions_file import NAME, is_number, read_entries, refuse_unknown
 from datamodules.converters.force_frames import UNITS_PA, known_unit
 
-NAME = "conditions.json"
 _NUMBERS = ("pixel_size_um", "frame_interval_s", "threshold_grey")
 
 
@@ -41,19 +39,11 @@ def read_force_conditions(source: Path) -> ForceConditions:
     path = source / NAME
     if not path.is_file():
         return ForceConditions()
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): correct it") from error
-    if not isinstance(stored, dict):
-        raise ValueError(f'{path} must hold an object like {{"pixel_size_um": 0.2, "frame_interval_s": 30}}')
+    stored = read_entries(path, example='{"pixel_size_um": 0.2, "frame_interval_s": 30}')
     for name, value in stored.items():
-        if name not in ForceConditions._fields:
-            accepted = ", ".join(ForceConditions._fields)
-            raise ValueError(f"{path} has an unknown entry {name!r}: remove it; accepted are {accepted}")
+        refuse_unknown(path, name, ForceConditions._fields)
         if name in _NUMBERS:
-            number = isinstance(value, (int, float)) and not isinstance(value, bool) and np.isfinite(value)
-            if not number or value < 0 or (value == 0 and name != "threshold_grey"):
+            if not is_number(value) or value < 0 or (value == 0 and name != "threshold_grey"):
                 raise ValueError(f"{path}: {name} must be a positive number, got {json.dumps(value)}: correct it")
         elif not isinstance(value, str) or not value:
             raise ValueError(f"{path}: {name} must be a text, got {json.dumps(value)}: correct it")

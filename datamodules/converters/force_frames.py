@@ -7,7 +7,6 @@ caller declares.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from datamodules.batches import Sample
 from datamodules.converters.grey_images import grey_plane, read_stored
+from datamodules.converters.own_files import images_by_name
 
 SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp")
 UNITS_PA = {"Pa": 1.0, "kPa": 1000.0, "pN/um^2": 1.0, "nN/um^2": 1000.0}
@@ -77,19 +77,11 @@ def read_own_frames(files: Sequence[Path], *, pixel_size_um: float | None) -> li
         FileNotFoundError: There is no such file.
         ValueError: A file cannot be read, two have one name, or `pixel_size_um` is not positive.
     """
-    if pixel_size_um is not None and not (math.isfinite(pixel_size_um) and pixel_size_um > 0):
-        raise ValueError(f"pixel_size_um must be positive, got {pixel_size_um}")
-    if not files:
-        raise ValueError("files must name at least one image, got none")
-    seen: dict[str, Path] = {}
-    for path in map(Path, files):
-        if path.name in seen:
-            raise ValueError(f"{seen[path.name]} and {path} would be listed under one name: rename one of them")
-        seen[path.name] = path
+    named = images_by_name(files, pixel_size_um=pixel_size_um)
     scale = np.array(np.nan if pixel_size_um is None else pixel_size_um)
     return [
         Sample(name, name, {"image": read_frame(path)[np.newaxis], "pixel_size_um": scale})
-        for name, path in seen.items()
+        for name, path in named.items()
     ]
 
 

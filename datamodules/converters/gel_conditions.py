@@ -20,9 +20,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
+from datamodules.converters.conditions_file import NAME, is_number, read_entries, refuse_unknown
 
-NAME = "conditions.json"
 _EXAMPLE: dict[str, Any] = {
     "youngs_modulus_pa": 10670,
     "poisson_ratio": 0.45,
@@ -67,31 +66,24 @@ def read_conditions(source: Path, *, needed: Collection[str]) -> Conditions:
     """
     path = source / NAME
     names = ("youngs_modulus_pa", "poisson_ratio", *needed)
+    example = json.dumps({name: _EXAMPLE[name] for name in names})
     if not path.is_file():
-        example = json.dumps({name: _EXAMPLE[name] for name in names})
         raise FileNotFoundError(
             f"no {path}: the files do not say on which substrate and at which scale they were made, so write that "
             f"file with your numbers for {example}"
         )
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): correct it") from error
-    if not isinstance(stored, dict):
-        raise ValueError(f"{path} must hold an object like {json.dumps({name: _EXAMPLE[name] for name in names})}")
+    stored = read_entries(path, example=example)
     for name in names:
         if name not in stored:
             raise ValueError(f"{path} lacks {name}: add it, for example {json.dumps({name: _EXAMPLE[name]})}")
     for name, value in stored.items():
-        if name not in _ACCEPTED:
-            raise ValueError(f"{path} has an unknown entry {name!r}: remove it; accepted are {', '.join(_ACCEPTED)}")
+        refuse_unknown(path, name, _ACCEPTED)
         if name in _CHOICES:
             if value not in _CHOICES[name]:
                 accepted = ", ".join(_CHOICES[name])
                 raise ValueError(f"{path}: {name} must be one of {accepted}, got {json.dumps(value)}: correct it")
             continue
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and np.isfinite(value)
-        if not number or value <= 0:
+        if not is_number(value) or value <= 0:
             raise ValueError(f"{path}: {name} must be a positive number, got {json.dumps(value)}: correct it")
         if name == "poisson_ratio" and value > 0.5:
             raise ValueError(f"{path}: poisson_ratio must be in (0, 0.5], got {value:g}: correct it")

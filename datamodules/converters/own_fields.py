@@ -8,7 +8,6 @@ gives the substrate and the scale (`gel_conditions`). Fields may differ in size.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from datamodules.converters import displacement_tables, stored_arrays
 from datamodules.converters.field_archives import COMPONENT, Entry, component_files, require_partners
 from datamodules.converters.gel_conditions import Conditions, read_conditions
 from datamodules.converters.measured_fields import NEEDED, UNITS, read_field, sample_values
+from datamodules.converters.own_files import check_request
 from datamodules.converters.stored_arrays import array_names
 
 SUFFIXES = (*stored_arrays.SUFFIXES, ".npy", *displacement_tables.SUFFIXES)
@@ -40,10 +40,7 @@ def read_own_fields(files: Sequence[Path], *, pixel_size_um: float | None = None
         FileNotFoundError: There is no such file, or no conditions.json beside it; the message says what to write.
         ValueError: A file is damaged, has none of the layouts or says too little, or two have one name; it is named.
     """
-    if pixel_size_um is not None and not (math.isfinite(pixel_size_um) and pixel_size_um > 0):
-        raise ValueError(f"pixel_size_um must be positive, got {pixel_size_um}")
-    if not files:
-        raise ValueError("files must name at least one displacement field, got none")
+    check_request(files, what="displacement field", pixel_size_um=pixel_size_um)
     entries: dict[str, tuple[str, Entry]] = {}
     for path in map(Path, files):
         layout, entry = _entry(path)

@@ -6,12 +6,12 @@ gel and voxel (`volume_conditions`). Pairs may differ in size.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from datamodules.batches import Sample
 from datamodules.converters.measured_volumes import pair_values
+from datamodules.converters.own_files import check_request
 from datamodules.converters.volume_conditions import read_volume_conditions
 from datamodules.converters.volume_pairs import VolumePair, pairs_of, read_pair, role_of
 
@@ -32,10 +32,7 @@ def read_own_pairs(files: Sequence[Path], *, pixel_size_um: float | None = None)
         FileNotFoundError: There is no such file, or no conditions.json beside it; the message says what to write.
         ValueError: A file is damaged, is no volume of a pair, or two pairs have one name; it is named.
     """
-    if pixel_size_um is not None and not (math.isfinite(pixel_size_um) and pixel_size_um > 0):
-        raise ValueError(f"pixel_size_um must be positive, got {pixel_size_um}")
-    if not files:
-        raise ValueError("files must name at least one pair of volumes, got none")
+    check_request(files, what="pair of volumes", pixel_size_um=pixel_size_um)
     for path in files:
         if not path.exists():
             raise FileNotFoundError(f"there is no file {path}")

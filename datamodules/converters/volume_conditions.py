@@ -11,11 +11,11 @@ They are read from `conditions.json` beside the volumes, an object with
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-NAME = "conditions.json"
+from datamodules.converters.conditions_file import NAME, is_number, read_entries, refuse_unknown
+
 _EXAMPLE: dict[str, Any] = {"voxel_size_um": [0.8, 0.3, 0.3], "youngs_modulus_pa": 1000, "poisson_ratio": 0.45}
 _OPTIONAL = ("channel", "cell_channel", "drift_correction")
 DRIFT_CORRECTIONS = ("none", "beads", "correlation")
@@ -48,16 +48,9 @@ def read_volume_conditions(folder: Path) -> VolumeConditions:
             f"no {path}: the volumes do not say in which gel they were made, so write that file with your numbers for "
             f"{json.dumps(_EXAMPLE)}, the voxel in the order z, y, x"
         )
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): correct it") from error
-    if not isinstance(stored, dict):
-        raise ValueError(f"{path} must hold an object like {json.dumps(_EXAMPLE)}")
+    stored = read_entries(path, example=json.dumps(_EXAMPLE))
     for name in stored:
-        if name not in (*_EXAMPLE, *_OPTIONAL):
-            accepted = ", ".join((*_EXAMPLE, *_OPTIONAL))
-            raise ValueError(f"{path} has an unknown entry {name!r}: remove it; accepted are {accepted}")
+        refuse_unknown(path, name, (*_EXAMPLE, *_OPTIONAL))
     modulus = _number(path, stored, "youngs_modulus_pa")
     if not modulus > 0:
         raise ValueError(f"{path}: youngs_modulus_pa must be positive, got {modulus:g}: correct it")
@@ -95,7 +88,7 @@ def voxel_size_um(
 def _voxel(path: Path, value: Any) -> tuple[float, float, float] | None:
     if value is None:
         return None
-    numbers = isinstance(value, list) and len(value) == 3 and all(_is_number(edge) for edge in value)
+    numbers = isinstance(value, list) and len(value) == 3 and all(is_number(edge) for edge in value)
     if not numbers:
         raise ValueError(f"{path}: voxel_size_um must be three numbers [z, y, x], got {json.dumps(value)}: correct it")
     return _in_range(str(path), (float(value[0]), float(value[1]), float(value[2])))
@@ -113,7 +106,7 @@ def _in_range(where: str, edges_um: tuple[float, float, float]) -> tuple[float, 
 def _number(path: Path, stored: dict[str, Any], name: str) -> float:
     if name not in stored:
         raise ValueError(f"{path} lacks {name}: add it, for example {json.dumps({name: _EXAMPLE[name]})}")
-    if not _is_number(stored[name]):
+    if not is_number(stored[name]):
         raise ValueError(f"{path}: {name} must be a finite number, got {json.dumps(stored[name])}: correct it")
     return float(stored[name])
 
@@ -123,7 +116,3 @@ def _whole(path: Path, stored: dict[str, Any], name: str) -> int | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
         raise ValueError(f"{path}: {name} must be a whole number counted from 0, got {json.dumps(value)}: correct it")
     return value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,8 +1,8 @@
 """What the data halves of all papers share: the splits of a stored data set, and loaders in a resumable order.
 
 `StoredSplits` knows where a data set lies (here or at a URL), how to make it when it is missing, and what its manifest
-says; splits are opened when they are asked for. `loader` puts a data set over (epoch, index) behind the rank-aware
-order, resumable in training.
+says; splits are opened when they are asked for. `InMemory` holds the user's own files in their place. `loader` puts a
+data set over (epoch, index) behind the rank-aware order, resumable in training.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.batches import Sample
 from datamodules.shards.reader import ShardDataset
 from datamodules.shards.remote import folder_in, is_remote, open_mirror
 from datamodules.shards.sampler import EpochBatchSampler, ResumableLoader
@@ -49,6 +50,8 @@ class StoredSplits:
         self._dataset = dataset
         self._memory_bytes = round(memory_gib * 2**30)
         self._opened: dict[tuple[str, tuple[str, ...]], ShardDataset] = {}
+        self.predicted = "test"
+        """The split that a prediction is made of."""
 
     @cached_property
     def local_folder(self) -> Path:
@@ -69,6 +72,11 @@ class StoredSplits:
         if manifest.stem != self._stem:
             raise ValueError(f"{self.folder} is a data set of {manifest.stem}, not of {self._stem}")
         return manifest
+
+    @property
+    def irreducible_error(self) -> dict[str, Any] | None:
+        """What its simulator says that an oracle reaches on the data set; None where it knows nothing of that."""
+        return self.manifest.provenance.get("irreducible_error")
 
     def require(self) -> None:
         """Raise FileNotFoundError, saying how to make it, when the data set does not exist."""
@@ -92,6 +100,22 @@ class StoredSplits:
             raise ValueError(f"split scheme {self.scheme!r} is not in {self.folder}; it has {known}")
         return split in SPLIT_CODES and schemes[self.scheme]["samples"][split] > 0
 
+    def predict_on(self, split: str, *, pixel_size_um: float | None) -> None:
+        """Choose the split that a prediction is made of.
+
+        Raises:
+            ValueError: there is no such split, or a pixel size is given, which is for the user's own files alone.
+        """
+        if pixel_size_um is not None:
+            raise ValueError("pixel_size_um needs files: a data set knows its own pixel size")
+        if split not in SPLIT_CODES:
+            raise ValueError(f"split must be 'train', 'val' or 'test', got {split!r}")
+        self.predicted = split
+
+    def needed(self, stage: str) -> list[str]:
+        """The splits that Lightning's `stage` (fit, validate, test, predict) reads."""
+        return {"fit": ["train", "val"], "validate": ["val"], "test": ["test"], "predict": [self.predicted]}[stage]
+
     def open(self, split: str, fields: Sequence[str]) -> ShardDataset:
         """The samples of one split; opened once for the same fields.
 
@@ -107,6 +131,19 @@ class StoredSplits:
                 self.folder, scheme=self.scheme, split=split, fields=fields, memory_bytes=self._memory_bytes
             )
         return self._opened[key]
+
+
+class InMemory(Dataset[Sample]):
+    """Samples that are held in memory: the user's own files."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
+        return [self.samples[index] for index in indices]
 
 
 def loader(

@@ -17,7 +17,7 @@ least 5 voxels: there second differences of the exact u, as `physics.solid` take
 Drift, where asked for, is a motion of the deformed volume that depends on depth alone (a cubic, zero at no depth in
 particular), as stages and swelling gels make it. No method can tell it from displacement, so `displacement_um` includes
 it: it is what the images show. `drift_um` holds it for each slice; subtract it before forces are derived.
-`body_force_n_per_m3` is the cell's alone. In a half space no voxel holds a force: the density is NaN there, and
+`body_force_n_per_m3` is the cell's alone. In a half space no voxel holds a force: the density is 0 there, and
 `surface_traction_pa` is what the cell exerts on the face (elsewhere 0).
 """
 
@@ -42,6 +42,7 @@ from datamodules.simulators.bead_volumes import (
     scatter_beads,
 )
 from datamodules.simulators.force_cells import ForceCell, Grid, Load, cell_mask, draw_cell, load_to_peak
+from datamodules.simulators.sample_groups import equal_groups
 
 Floats = NDArray[Any]
 
@@ -65,8 +66,6 @@ GROUP_KEY = "simulated cell"
 DEFAULT_COUNT = 400
 """200 cells in 2 states; 3 GB."""
 
-MINIMUM_GROUPS = 4
-"""With fewer cells a grouped split could leave train, val or test empty."""
 SMALLEST_SIZE = 16
 FEWEST_BEADS = 20
 DRIFT_ORDER = 3
@@ -187,11 +186,7 @@ class Parameters:
 
 def group_sizes(count: int, parameters: Parameters) -> list[int]:
     """How many samples each group holds: `states` or fewer, at least four groups if count >= 4."""
-    if count < 1:
-        raise ValueError(f"count must be positive, got {count}")
-    groups = max(-(-count // parameters.states), min(count, MINIMUM_GROUPS))
-    share, rest = divmod(count, groups)
-    return [share + (index < rest) for index in range(groups)]
+    return equal_groups(count, groups=-(-count // parameters.states))
 
 
 def simulate_group(seed: int, group: int, size: int, parameters: Parameters) -> list[Sample]:

@@ -24,6 +24,7 @@ from scipy.special import i0e, ndtr
 from datamodules.batches import Sample
 from datamodules.simulators import cell_outlines, optics
 from datamodules.simulators.cell_outlines import CellShape, Floats
+from datamodules.simulators.sample_groups import equal_groups
 
 FIELDS: dict[str, dict[str, str]] = {
     "image": {"axes": "cyx", "unit": "grey level"},
@@ -36,8 +37,6 @@ GROUP_KEY = "cell"
 DEFAULT_COUNT = 8000
 """Enough for the probing CNN to come within 1.5 times the irreducible error in two epochs."""
 
-MINIMUM_GROUPS = 4
-"""With fewer cells a grouped split could leave train, val or test empty."""
 MARGIN_PX = 16
 """Cells and halos are drawn this far beyond the frame, so that what the frame cuts looks cut."""
 OUTLINE_POINTS = 160
@@ -154,11 +153,7 @@ class _Slide(NamedTuple):
 
 def group_sizes(count: int, parameters: Parameters) -> list[int]:
     """How many samples each group (cell) holds: `frames_per_cell` or fewer, at least four groups if count >= 4."""
-    if count < 1:
-        raise ValueError(f"count must be positive, got {count}")
-    groups = max(-(-count // parameters.frames_per_cell), min(count, MINIMUM_GROUPS))
-    share, rest = divmod(count, groups)
-    return [share + (index < rest) for index in range(groups)]
+    return equal_groups(count, groups=-(-count // parameters.frames_per_cell))
 
 
 def irreducible_error(parameters: Parameters) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from scipy.spatial import ConvexHull
 from datamodules.batches import Sample
 from datamodules.simulators import legi_cells, point_stresses, traction_discs
 from datamodules.simulators.legi_cells import ANGLE_RAD, POINTS
+from datamodules.simulators.sample_groups import equal_groups
 from physics.half_space import displacement_from_traction
 from physics.polygons import polygon_interior
 
@@ -52,8 +53,6 @@ GROUP_KEY = "simulated cell"
 DEFAULT_COUNT = 4000
 """250 cells in 16 rotations, ours; about 0.75 GB."""
 
-MINIMUM_GROUPS = 4
-"""With fewer cells a grouped split could leave train, val or test empty."""
 GRIDS_PX = (104, 160, 256)
 """Wang & Lin's grids."""
 NATIVE_PX = 104
@@ -163,11 +162,7 @@ class Parameters:
 
 def group_sizes(count: int, parameters: Parameters) -> list[int]:
     """How many samples each group holds: `rotations` or fewer, at least four groups if count >= 4."""
-    if count < 1:
-        raise ValueError(f"count must be positive, got {count}")
-    groups = max(-(-count // parameters.rotations), min(count, MINIMUM_GROUPS))
-    share, rest = divmod(count, groups)
-    return [share + (index < rest) for index in range(groups)]
+    return equal_groups(count, groups=-(-count // parameters.rotations))
 
 
 def irreducible_error(parameters: Parameters) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from datamodules.simulators import adhesion_sites, cell_outlines, optics
 from datamodules.simulators.cell_outlines import CellShape
 from datamodules.simulators.lognormal_errors import error_above, expected_absolute_error
 from datamodules.simulators.photon_camera import exposure
+from datamodules.simulators.sample_groups import equal_groups
 from datamodules.simulators.smooth_noise import smooth_picture, smooth_series
 from physics.windows import tukey_window_2d
 
@@ -54,8 +55,6 @@ GROUP_KEY = "cell"
 DEFAULT_COUNT = 480
 """24 cells of 20 frames; about 0.7 GB."""
 
-MINIMUM_GROUPS = 4
-"""With fewer cells a grouped split could leave train, val or test empty."""
 OUTLINE_POINTS = 200
 HARMONICS = 6
 TRAITS = 11
@@ -170,11 +169,7 @@ class _Maps(NamedTuple):
 
 def group_sizes(count: int, parameters: Parameters) -> list[int]:
     """How many samples each group (cell) holds: `frames_per_cell` or fewer, at least four groups if count >= 4."""
-    if count < 1:
-        raise ValueError(f"count must be positive, got {count}")
-    groups = max(-(-count // parameters.frames_per_cell), min(count, MINIMUM_GROUPS))
-    share, rest = divmod(count, groups)
-    return [share + (index < rest) for index in range(groups)]
+    return equal_groups(count, groups=-(-count // parameters.frames_per_cell))
 
 
 def irreducible_error(parameters: Parameters) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from scipy.stats import ncx2
 from datamodules.batches import Sample
 from datamodules.simulators import actin_territories, stained_cells
 from datamodules.simulators.actin_fibres import Floats, Oval
+from datamodules.simulators.sample_groups import equal_groups
 from datamodules.simulators.stained_cells import Cell, Frame, Slide
 
 FIELDS: dict[str, dict[str, str]] = {
@@ -39,8 +40,6 @@ SPLITS: dict[str, dict[str, Any]] = {
 LICENCE = "CC0-1.0 (simulated)"
 GROUP_KEY = "slide"
 DEFAULT_COUNT = 800
-MINIMUM_GROUPS = 4
-"""With fewer slides a grouped split could leave train, val or test empty."""
 MATCHED_UM, STRICTLY_MATCHED_UM = 4.0, 1.0
 """Within which a generated nucleus counts as matched, the paper's."""
 FIELD_UM = 159.41
@@ -126,11 +125,7 @@ class Parameters:
 
 def group_sizes(count: int, parameters: Parameters) -> list[int]:
     """How many tiles each slide holds: as equal as can be, over `slides` slides or, if there are fewer tiles, those."""
-    if count < 1:
-        raise ValueError(f"count must be positive, got {count}")
-    groups = min(count, max(parameters.slides, MINIMUM_GROUPS))
-    share, rest = divmod(count, groups)
-    return [share + (index < rest) for index in range(groups)]
+    return equal_groups(count, groups=parameters.slides)
 
 
 def irreducible_error(parameters: Parameters) -> dict[str, Any]:
