@@ -37,6 +37,8 @@ from datamodules.shards.stored_splits import StoredSplits, loader
 SYMMETRIES = ("none", "left_right", "all")
 TEST_VIEWS = ("whole", "centre")
 NUCLEUS_MASKS = ("mean_sixth", "otsu", "stored")
+LEAST_FIELD_PX = 16
+"""Of a picture of the user's own: with fewer pixels in a field of cells its pixel size is a mistake."""
 TILE_TOLERANCE = 0.01
 """Relative; 384 px of .4151 um are 159.40 um."""
 _CROPS = 0x63726F70
@@ -329,6 +331,11 @@ def _own_tiles(path: Path, view: _View, field_um: float, pixel_size_um: float | 
         pixel_size_um = field_um / side
     else:
         side = max(round(field_um / pixel_size_um), 1)
+        if side < LEAST_FIELD_PX:
+            raise ValueError(
+                f"{path}: pixel_size_um {pixel_size_um:g} leaves the field of {field_um:g} um only {side} x {side} px, "
+                f"{LEAST_FIELD_PX} are the least: correct it"
+            )
     if min(height, width) < side:
         raise ValueError(
             f"{path} is {width} x {height} px, too small for the field of {field_um:g} um, which is {side} x {side} px "

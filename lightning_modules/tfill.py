@@ -10,7 +10,8 @@ discriminator's step is not counted.
 
 Deviations from the papers, and why:
 - The text names two losses, mask-weighted L1 and adversarial; the authors' code adds LPIPS on VGG-16 times 10. Its
-  weights are never downloaded: `pretrained_weights` null leaves that term out.
+  weights are never downloaded: `pretrained_weights` null leaves that term out, of which a fit warns. It is
+  taken without the dropout that the authors' code leaves on in it.
 - The best checkpoint is chosen by a validation metric; the authors took the last one.
 - pix2pix at test: every image normalised by its own statistics, as in the authors' code, but without dropout, so that
   an answer is a function of the image alone.
@@ -43,6 +44,9 @@ from lightning_modules.networks.evaluation_mode import evaluation_mode
 from lightning_modules.networks.pix2pix import PatchDiscriminator, Pix2PixUNet
 from lightning_modules.networks.stylegan2_discriminator import StyleGAN2Discriminator
 from lightning_modules.networks.tfill_generator import TFillGenerator
+
+LEAST_JUDGED_PX = 24
+"""Smaller pictures leave CycleGAN's discriminators a map of one number, which cannot be normalised."""
 
 # -- what all three do alike; each class takes these functions as its methods -----------------------------------------
 
@@ -83,6 +87,8 @@ def _data_fault(module: Mapping[str, Any], data: Mapping[str, Any]) -> str | Non
     side, wanted = data.get("crop_px"), module.get("image_size_px", data.get("crop_px"))
     if side != wanted:
         return f"crop_px must be module.image_size_px = {wanted}, got {side}: set both alike"
+    if "blocks" in module and side < LEAST_JUDGED_PX:
+        return f"crop_px must be at least {LEAST_JUDGED_PX}, below which nothing is left to judge, got {side}: raise it"
     step, mend = (2 ** module["levels"], ", or lower module.levels") if "levels" in module else (4, "")
     return f"crop_px must be a multiple of {step}, got {side}: change it{mend}" if side and side % step else None
 
@@ -123,7 +129,9 @@ class TFillTranslation(LightningModule):
     training_free: bool = False
     needs_find_unused_parameters: bool = True
     automatic_optimization: bool = False
-    smoke: Mapping[str, Any] = MappingProxyType({"image_size_px": 64, "width": 4, "layers": 1})
+    smoke: Mapping[str, Any] = MappingProxyType(
+        {"image_size_px": 64, "width": 4, "layers": 1, "perceptual_weight": 0.0}
+    )
 
     def __init__(
         self,
@@ -160,8 +168,9 @@ class TFillTranslation(LightningModule):
             raise ValueError(f"r1_every must be at least 1, got {r1_every}")
         if ema_decay is not None and not 0 <= ema_decay < 1:
             raise ValueError(f"ema_decay must be null or lie in [0, 1), got {ema_decay}")
-        if image_size_px % 16 or not 16 <= image_size_px <= 512:
-            raise ValueError(f"image_size_px must be a multiple of 16 from 16 to 512, got {image_size_px}")
+        step = max(16, 2 ** max(image_size_px.bit_length() - 3, 0))  # the generator's patches, the discriminator's maps
+        if image_size_px % step or not 16 <= image_size_px <= 512:
+            raise ValueError(f"image_size_px must be a multiple of {step} from 16 to 512, got {image_size_px}")
         self.save_hyperparameters()
         names = ("alpha", "reconstruction_weight", "adversarial_weight", "perceptual_weight", "r1_gamma")
         check_turns(self.hparams, names)
@@ -334,7 +343,7 @@ class CycleGANTranslation(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        check_turns(self.hparams, ("cycle_weight", "identity_share"))
+        check_turns(self.hparams, ("cycle_weight", "identity_share", "pool_size"))
         kind = {"image_channels": image_channels, "width": width}
         self.generator = ResNetGenerator(**kind, blocks=blocks)
         self.back = ResNetGenerator(**kind, blocks=blocks)

@@ -259,6 +259,7 @@ def _histograms(distances: Mapping[str, np.ndarray]) -> Figure:
             ax.stairs(shares, edges, color=COLOURS[number % len(COLOURS)], linewidth=1.6, label=label)
         ax.set(xlabel="distance from the real nucleus (µm)", ylabel=f"share of generated nuclei per {width:g} µm")
         ax.set_xlim(0, most)
+        ax.set_ylim(bottom=0)
         ax.spines[["top", "right"]].set_visible(False)
     panels[0].axvline(COARSE_UM, color="0.6", linestyle=":")
     panels[0].legend(frameon=False, fontsize=8)

@@ -6,7 +6,8 @@ CycleGAN; Mescheder, Geiger, Nowozin, ICML 2018, eq. 9 (R1), off in the publishe
 their entries:
     nonsaturating   D: mean softplus(-d_real) + mean softplus(d_fake)      G: mean softplus(-d_fake)
     least_squares   D: mean (d_real - 1)^2 + mean d_fake^2                 G: mean (d_fake - 1)^2
-pix2pix and CycleGAN halve the discriminator's loss; that factor is the caller's.
+pix2pix and CycleGAN halve the discriminator's loss; that factor is the caller's. Logits of half precision are taken to
+single precision first.
 
 """
 
@@ -32,16 +33,18 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, *, game: Game) 
         ValueError: an unknown game.
 
     """
+    real, fake = _whole(real_logits), _whole(fake_logits)
     if _named(game) == "least_squares":
-        return (real_logits - 1).square().mean() + fake_logits.square().mean()
-    return functional.softplus(-real_logits).mean() + functional.softplus(fake_logits).mean()
+        return (real - 1).square().mean() + fake.square().mean()
+    return functional.softplus(-real).mean() + functional.softplus(fake).mean()
 
 
 def generator_loss(fake_logits: Tensor, *, game: Game) -> Tensor:
     """Loss () of a generator whose images the discriminator gives these logits; ValueError for an unknown game."""
+    fake = _whole(fake_logits)
     if _named(game) == "least_squares":
-        return (fake_logits - 1).square().mean()
-    return functional.softplus(-fake_logits).mean()
+        return (fake - 1).square().mean()
+    return functional.softplus(-fake).mean()
 
 
 def r1_penalty(discriminator: nn.Module, real: Tensor) -> Tensor:
@@ -52,6 +55,11 @@ def r1_penalty(discriminator: nn.Module, real: Tensor) -> Tensor:
     image = real.detach().requires_grad_(True)
     (gradient,) = torch.autograd.grad(discriminator(image).sum(), image, create_graph=True)
     return 0.5 * gradient.square().sum(dim=(1, 2, 3)).mean()
+
+
+def _whole(logits: Tensor) -> Tensor:
+    """Half precision to single; others as they are."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def _named(game: str) -> str:

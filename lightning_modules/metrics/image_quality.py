@@ -32,7 +32,12 @@ WINDOW_PX = 11
 SSIM_K1, SSIM_K2 = 0.01, 0.03
 TRUNKS = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth"}
 """Torchvision's files of ImageNet weights, as they are called in torch's cache folder."""
-FIRST_LAYERS = {"vgg": (64, 3, 3, 3), "alex": (64, 3, 11, 11)}
+FIRST_LAYERS = {
+    "vgg": ("features.0.weight", (64, 3, 3, 3)),
+    "alex": ("features.0.weight", (64, 3, 11, 11)),
+    "inception": ("Conv2d_1a_3x3.conv.weight", (32, 3, 3, 3)),
+}
+"""By which the files are known."""
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 """torch-fidelity's file, likewise."""
 CACHE = "cache"
@@ -89,7 +94,7 @@ class PerceptualDistance(nn.Module):
     def __init__(self, trunk: Literal["vgg", "alex"], weights: str) -> None:
         if trunk not in TRUNKS:
             raise ValueError(f"trunk must be one of {', '.join(TRUNKS)}, got {trunk!r}")
-        stored = _trunk_weights(weights_file(weights, TRUNKS[trunk]), FIRST_LAYERS[trunk])
+        stored = _stored_weights(weights_file(weights, TRUNKS[trunk]), *FIRST_LAYERS[trunk])
         super().__init__()
         # torch's random stream must not depend on whether there is a trunk
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -131,7 +136,10 @@ def perceptual_metric(weights: str | None) -> PerceptualDistance | None:
 
 
 def frechet_distance(weights: str | None) -> Metric | None:
-    """FID over images in [0, 1], or None and a warning where torch-fidelity or its weights are not there."""
+    """FID over images in [0, 1], or None and a warning where torch-fidelity or its weights are not there.
+
+    Raises ValueError, which begins with `weights`, where the file holds something else.
+    """
     if weights is None:
         return None
     if importlib.util.find_spec("torch_fidelity") is None:
@@ -142,6 +150,7 @@ def frechet_distance(weights: str | None) -> Metric | None:
     except FileNotFoundError as error:
         warnings.warn(f"test/fid is left out: {error}", stacklevel=2)
         return None
+    _stored_weights(path, *FIRST_LAYERS["inception"])  # torch-fidelity would run what a file that is no such tells it
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     return FrechetInceptionDistance(normalize=True, feature_extractor_weights_path=str(path))
@@ -151,13 +160,13 @@ def _window_mean(images: Tensor) -> Tensor:
     return functional.avg_pool2d(images, WINDOW_PX, stride=1)
 
 
-def _trunk_weights(path: Path, first_layer: tuple[int, ...]) -> dict[str, Tensor]:
-    """Torchvision's state dict of a trunk, known by its first layer; it is checked before the network is built."""
+def _stored_weights(path: Path, name: str, shape: tuple[int, ...]) -> dict[str, Tensor]:
+    """The state dict of a network, known by its first layer; it is checked before the network is built."""
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"weights {path} cannot be read as a state dict: {type(error).__name__}") from None
-    first = stored.get("features.0.weight") if isinstance(stored, dict) else None
-    if not isinstance(first, Tensor) or tuple(first.shape) != first_layer:
-        raise ValueError(f"weights {path} is no state dict of this trunk: features.0.weight must be {first_layer}")
+    first = stored.get(name) if isinstance(stored, dict) else None
+    if not isinstance(first, Tensor) or tuple(first.shape) != shape:
+        raise ValueError(f"weights {path} is no state dict of this network: {name} must be {shape}")
     return stored

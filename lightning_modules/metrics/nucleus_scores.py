@@ -81,7 +81,7 @@ def count_nuclei(
     """Segment and match the nuclei of one generated image.
 
     Args:
-        generated: (y, x), any unit.
+        generated: (y, x), any unit; one that is not finite shows no nucleus.
         real: (y, x), the same unit; None where it is unknown.
         cell_mask: (y, x), true inside cells, for the null model in the cell; None leaves both null models out.
         pixel_size_um: side of a pixel (um).
@@ -99,7 +99,9 @@ def count_nuclei(
         "minimum_area_px": max(1, round(minimum_area_um2 / pixel_size_um**2)),
     }
     threshold = None if real is None else nuclei.otsu_threshold(real, gaussian_sigma_px=gaussian_sigma_px)
-    generated_labels = nuclei.segment(generated, threshold=threshold, **cut)
+    generated_labels = np.zeros(generated.shape, dtype=np.int64)
+    if np.isfinite(generated).all():
+        generated_labels = nuclei.segment(generated, threshold=threshold, **cut)
     counts = dict.fromkeys(COUNTS, math.nan)
     counts |= {"area_px": float(generated.size), "area_generated_px": float((generated_labels > 0).sum())}
     if real is None:
@@ -194,8 +196,11 @@ def _chances(
     y, x = np.indices(cell_mask.shape)
     if not len(centroids_yx_px):
         return sums
-    apart = [(y - centre_y) ** 2 + (x - centre_x) ** 2 for centre_y, centre_x in centroids_yx_px]
-    nearest = np.argmin(np.stack(apart), axis=0)
+    nearest, least = np.zeros(cell_mask.shape, dtype=np.int64), np.full(cell_mask.shape, np.inf)
+    for number, (centre_y, centre_x) in enumerate(centroids_yx_px):
+        apart = (y - centre_y) ** 2 + (x - centre_x) ** 2
+        nearest[apart < least] = number
+        np.minimum(least, apart, out=least)
     for number, centroid in enumerate(centroids_yx_px):
         pieces = ndimage.label(cell_mask & (nearest == number), structure=np.ones((3, 3)))[0]
         own = pieces[tuple(np.rint(centroid).astype(int))]

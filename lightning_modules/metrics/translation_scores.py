@@ -8,6 +8,7 @@ that `nucleus_scores.statistics` names. Images whose truth is unknown (NaN) take
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -62,10 +63,17 @@ def on_test_epoch_end(self: Any) -> None:
 
 
 def on_start(self: Any) -> None:
-    """Bring the pretrained networks, which are no part of the checkpoint, to the device."""
+    """Bring the pretrained networks, no part of the checkpoint, to the device; warn where a fit's loss lacks one."""
     for network in self.pretrained.values():
         if network is not None:
             network.to(self.device)
+    weight = self.hparams.get("perceptual_weight")
+    if weight and self.pretrained["loss"] is None and self.trainer.state.fn == "fit" and self.trainer.is_global_zero:
+        warnings.warn(
+            f"LPIPS is left out of the loss, though module.perceptual_weight is {weight:g}: module.pretrained_weights "
+            "is null, not the path of VGG-16",
+            stacklevel=2,
+        )
 
 
 # -- the scores -------------------------------------------------------------------------------------------------------
@@ -80,7 +88,8 @@ def set_up(module: Any, terms: Sequence[str]) -> None:
         terms: of its training loss, means of which are logged.
 
     Raises:
-        ValueError: an area that is not positive, or a file that does not hold the weights.
+        ValueError: an area that is not positive, colours that LPIPS cannot take, or a file that does not hold the
+            weights.
         FileNotFoundError: pretrained_weights, needed for the loss, are not there.
 
     """
@@ -92,12 +101,14 @@ def set_up(module: Any, terms: Sequence[str]) -> None:
     module.nuclei = nn.ModuleDict({"val": NucleusSums(), "test": NucleusSums()})
     perceptual, trunk = None, settings["pretrained_weights"] if settings.get("perceptual_weight") else None
     if trunk is not None:
+        if settings["image_channels"] not in (1, 3):
+            raise ValueError(f"image_channels must be 1 or 3 with LPIPS in the loss, got {settings['image_channels']}")
         perceptual = _naming("pretrained_weights", image_quality.PerceptualDistance, "vgg", trunk)
     # a plain dict: what it holds is no part of the module's state
     module.pretrained = {
         "loss": perceptual,
         "lpips": _naming("lpips_weights", image_quality.perceptual_metric, settings["lpips_weights"]),
-        "fid": image_quality.frechet_distance(settings["fid_weights"]),
+        "fid": _naming("fid_weights", image_quality.frechet_distance, settings["fid_weights"]),
     }
 
 

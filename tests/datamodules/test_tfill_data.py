@@ -302,6 +302,7 @@ def test_a_bad_file_of_ones_own_is_told_at_once(make, tmp_path):
         ([good, own(tmp_path / "other" / "a.png", picture)], None, "listed under one name"),
         ([good], -1.0, "pixel_size_um must be positive"),
         ([good], 0.5, r"too small for the field of 96 um, which is 192 x 192 px at 0\.5 um per pixel"),
+        ([good], 7.0, r"a\.png: pixel_size_um 7 leaves the field of 96 um only 14 x 14 px, 16 are the least: correct"),
         ([own(tmp_path / "flat.png", np.full((32, 32), 7, np.uint8))], None, "shows nothing: all its pixels are 7"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -39,6 +39,17 @@ def test_gradients_are_those_of_finite_differences(game):
     assert torch.autograd.gradcheck(lambda f: generator_loss(f, game=game), (fake,))
 
 
+@pytest.mark.parametrize("game", ["nonsaturating", "least_squares"])
+def test_logits_of_half_precision_are_averaged_in_single(game):
+    generator = torch.Generator().manual_seed(0)
+    real, fake = (torch.randn(1, 1, 30, 30, generator=generator).bfloat16() for _ in range(2))
+    loss = discriminator_loss(real, fake, game=game), generator_loss(fake, game=game)
+    exact = discriminator_loss(real.double(), fake.double(), game=game), generator_loss(fake.double(), game=game)
+    for ours, reference in zip(loss, exact, strict=True):
+        assert ours.dtype == torch.float32
+        assert ours.item() == pytest.approx(reference.item(), rel=1e-6)
+
+
 def test_a_certain_discriminator_still_teaches_the_generator():
     """What the non-saturating form is for: log(1 - D) would have no gradient left."""
     logits = torch.tensor([-40.0], requires_grad=True)

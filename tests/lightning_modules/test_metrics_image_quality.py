@@ -92,7 +92,7 @@ def test_lpips_is_differentiable_fixed_and_no_draw_of_the_run(alexnet_file):
 
 
 def test_a_wrong_file_is_named(alexnet_file, tmp_path):
-    with pytest.raises(ValueError, match=r"weights .*alexnet\.pth is no state dict of this trunk: features\.0"):
+    with pytest.raises(ValueError, match=r"weights .*alexnet\.pth is no state dict of this network: features\.0"):
         PerceptualDistance("vgg", str(alexnet_file))
     (tmp_path / "broken.pth").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"weights .*broken\.pth cannot be read as a state dict"):
@@ -101,6 +101,21 @@ def test_a_wrong_file_is_named(alexnet_file, tmp_path):
         PerceptualDistance("alex", str(tmp_path / "absent.pth"))
     with pytest.raises(ValueError, match="trunk must be one of vgg, alex, got 'resnet'"):
         PerceptualDistance("resnet", str(alexnet_file))
+
+
+def test_a_wrong_inception_file_is_named_before_it_is_run(alexnet_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(image_quality.importlib.util, "find_spec", lambda name: object())
+    with pytest.raises(ValueError, match=r"weights .*alexnet\.pth is no state dict of this network: Conv2d_1a_3x3"):
+        frechet_distance(str(alexnet_file))
+
+    class Trap:
+        def __reduce__(self):
+            return (tmp_path / "sprung").touch, ()
+
+    torch.save({"Conv2d_1a_3x3.conv.weight": Trap()}, tmp_path / "trap.pth")
+    with pytest.raises(ValueError, match=r"weights .*trap\.pth cannot be read as a state dict"):
+        frechet_distance(str(tmp_path / "trap.pth"))
+    assert not (tmp_path / "sprung").exists()
 
 
 @pytest.mark.slow

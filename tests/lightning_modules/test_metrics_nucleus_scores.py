@@ -57,6 +57,18 @@ def test_one_threshold_for_both_finds_nothing_in_a_black_image():
     assert sums["area_share_generated"] == 0 < sums["area_share_real"]
 
 
+@pytest.mark.parametrize("level", [math.nan, math.inf])
+def test_an_image_that_is_not_finite_shows_no_nucleus_and_hides_no_other(level):
+    real = discs((20, 20), (70, 45))
+    broken = real.copy()
+    broken[3, 3] = level
+    image = found(broken, real)
+    assert (image.counts["nuclei_real"], image.counts["nuclei_generated"], image.counts["matched_4um"]) == (2, 0, 0)
+    assert statistics(added([image.counts, found(real, real).counts]))["recall"] == 0.5
+    alone = count_nuclei(broken, None, None, pixel_size_um=PIXEL_UM, minimum_area_um2=10.0)
+    assert alone.counts["nuclei_generated"] == 0
+
+
 def test_without_a_real_image_only_what_was_generated_is_counted():
     image = count_nuclei(discs((20, 20), (70, 45)), None, None, pixel_size_um=PIXEL_UM, minimum_area_um2=10.0)
     assert image.counts["nuclei_generated"] == 2

@@ -347,6 +347,7 @@ def test_images_without_truth_are_predicted_and_not_scored():
         ("tfill_small", {"r1_every": 0}, "r1_every must be at least 1, got 0"),
         ("tfill_small", {"ema_decay": 1.0}, r"ema_decay must be null or lie in \[0, 1\), got 1.0"),
         ("tfill_small", {"image_size_px": 40}, "image_size_px must be a multiple of 16 from 16 to 512, got 40"),
+        ("tfill_small", {"image_size_px": 144}, "image_size_px must be a multiple of 32 from 16 to 512, got 144"),
         ("tfill_small", {"betas": [0.5]}, r"betas must be two numbers in \[0, 1\), got \[0.5\]"),
         ("tfill_small", {"minimum_area_um2": 0.0}, "minimum_area_um2 must be positive, got 0.0"),
         ("tfill_pix2pix", {"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
@@ -354,7 +355,7 @@ def test_images_without_truth_are_predicted_and_not_scored():
         ("tfill_pix2pix", {"decay_share": 1.5}, r"decay_share must lie in \[0, 1\], got 1.5"),
         ("tfill_cyclegan", {"cycle_weight": -1.0}, "cycle_weight must not be negative, got -1.0"),
         ("tfill_cyclegan", {"clip_gradient_norm": 0.0}, "clip_gradient_norm must be positive, got 0.0"),
-        ("tfill_cyclegan", {"pool_size": -1}, "capacity must not be negative, got -1"),
+        ("tfill_cyclegan", {"pool_size": -1}, "pool_size must not be negative, got -1"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(name, changes, message):
@@ -384,6 +385,7 @@ def test_options_that_two_optimizers_rule_out_are_refused_when_composing(name, w
     [
         ("tfill", "data.crop_px=256", "data.crop_px must be module.image_size_px = 384, got 256: set both alike"),
         ("tfill_pix2pix", "data.crop_px=128", "data.crop_px must be a multiple of 256, got 128: .* module.levels"),
+        ("tfill_cyclegan", "data.crop_px=20", "data.crop_px must be at least 24, .* got 20: raise it"),
         ("tfill_cyclegan", "data.crop_px=130", "data.crop_px must be a multiple of 4, got 130: change it"),
     ],
 )

@@ -194,6 +194,22 @@ def test_absent_weights_of_the_loss_are_told_by_the_settings_name(tmp_path: Path
         launch.construct(compose("tfill_small", overrides=[*SHARED, *words]))
 
 
+def test_a_fit_says_that_its_loss_goes_without_lpips() -> None:
+    words = [*SHARED, *WORDS["tfill_small"], "module.perceptual_weight=10"]
+    module = launch.construct(compose("tfill_small", overrides=words)).module
+    module.trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"), is_global_zero=True)  # type: ignore[assignment]
+    with pytest.warns(UserWarning, match=r"LPIPS is left out of the loss, though module\.perceptual_weight is 10: mod"):
+        module.on_fit_start()
+    module.trainer.state.fn = "test"
+    module.on_test_start()
+
+
+def test_colours_that_lpips_cannot_take_are_refused(tmp_path: Path) -> None:
+    words = [*SHARED, *WORDS["tfill_small"], "module.perceptual_weight=10", f"module.pretrained_weights={tmp_path}"]
+    with pytest.raises(RequestError, match=r"^module\.image_channels must be 1 or 3 with LPIPS in the loss, got 2"):
+        launch.construct(compose("tfill_small", overrides=[*words, "module.image_channels=2"]))
+
+
 def test_step_sizes_stay_in_a_run_that_only_time_ends() -> None:
     words = [*SHARED, *WORDS["tfill_pix2pix"], "trainer.max_epochs=-1", "trainer.max_time=00:00:30:00"]
     parts = launch.construct(compose("tfill_pix2pix", overrides=words))
