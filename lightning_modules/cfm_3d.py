@@ -35,6 +35,7 @@ from lightning_modules.losses.weight_decay import decay_weights_only
 from lightning_modules.metrics.epoch_means import log_step, reset_training_metrics
 from lightning_modules.metrics.force_scores import force_metrics, log_losses, log_scores, summary
 from lightning_modules.networks.evaluation_mode import evaluation_mode
+from lightning_modules.networks.far_displacements import reaching_far
 from lightning_modules.networks.force_surfaces import SURFACES, surface_normals
 from lightning_modules.networks.physics_layer import KERNEL_REACH, Mechanics, PhysicsLayer, um_from_voxels
 from lightning_modules.networks.siamese_force_net import SiameseForceNet
@@ -103,11 +104,17 @@ def _solve(self: Any, batch: BeadVolumeBatch) -> tuple[Tensor, Mechanics]:
 
 
 def _predict_step(self: Any, batch: BeadVolumeBatch, batch_idx: int) -> ForcePrediction:
-    """Displacement, force, and what can be said of them."""
+    """Displacement, force, and what can be said of them; ValueError for the traction on a cell that nobody showed."""
+    surface, traction_pa = self.hparams["traction_surface"], None
+    for sample_id, mask in zip(batch.sample_id, batch.cell_mask, strict=True):
+        if surface == "cell" and bool(mask.all()):
+            raise ValueError(
+                f"traction_surface 'cell' needs to know the cell, {sample_id} comes without one: add {sample_id}_cell "
+                "beside its volumes, or choose 'top'"
+            )
     displacement_voxels, mechanics = _solve(self, batch)
     displacement_um = um_from_voxels(displacement_voxels, batch.voxel_size_um)
     force = mechanics.body_force_n_per_m3
-    surface, traction_pa = self.hparams["traction_surface"], None
     if surface is not None:
         normals = surface_normals(surface, batch.cell_mask, batch.voxel_size_um)
         traction_pa = surface_traction(mechanics.stress_pa, normals)
@@ -147,6 +154,8 @@ def _figures(self: Any, batch: BeadVolumeBatch) -> dict[str, Any]:
 
 class VolumetricForceRegression(LightningModule):
     """A network from bead volumes to displacement, and through the physics layer to stress and force.
+
+    Outside training, displacements beyond those of the reference set are reached as `networks.far_displacements` says.
 
     Args:
         network: "stacked_unet", a U-Net on both volumes as channels, or "siamese", a correlation volume refined by
@@ -227,7 +236,7 @@ class VolumetricForceRegression(LightningModule):
 
     def forward(self, volumes: Tensor) -> Tensor:
         """Volumes (batch, 2, z, y, x), undeformed then deformed -> displacement (batch, 3, z, y, x) in voxels."""
-        return in_patches(lambda patch: self.network(patch).float(), volumes, self.hparams["patch_voxels"])
+        return in_patches(lambda patch: reaching_far(self.network, patch), volumes, self.hparams["patch_voxels"])
 
     def training_step(self, batch: BeadVolumeBatch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
@@ -367,12 +376,10 @@ def _mechanics(module: Any, batch: BeadVolumeBatch, displacement_voxels: Tensor)
     gel = {name: getattr(batch, name) for name in ("voxel_size_um", "youngs_modulus_pa", "poisson_ratio")}
     displacement_um = um_from_voxels(displacement_voxels, batch.voxel_size_um)
     halo = max(int(KERNEL_REACH * module.hparams["smoothing_voxels"] + 0.5), 2) + 3
-
-    def compute(slab: Tensor) -> Mechanics:
-        mechanics: Mechanics = module.physics(slab, **gel)
-        return mechanics
-
-    return Mechanics(*in_slabs(compute, displacement_um, slab_voxels=SLAB_VOXELS, halo_voxels=halo))
+    parts = in_slabs(
+        lambda slab: module.physics(slab, **gel), displacement_um, slab_voxels=SLAB_VOXELS, halo_voxels=halo
+    )
+    return Mechanics(*parts)
 
 
 def _in_voxels(batch: BeadVolumeBatch) -> Tensor:

@@ -3,7 +3,8 @@
 A source folder holds pairs, directly or in folders (`volume_pairs`: NAME_reference and NAME_deformed as TIFF stacks,
 .npy or folders of slices, or NAME.npz), and beside the volumes a conditions.json (`volume_conditions`). What tracked
 beads and a volume of the cell add, and how drift is removed, is said in `measured_volumes`. All pairs of a source have
-one size, and beads and cell for all pairs or for none; force is known for none.
+one size, and beads and cell for all pairs or for none; force is known for none. Data sets hold no NaN: where no bead
+was tracked `displacement_um` is 0 and `displacement_known` says so.
 
 A group is one cell: pairs in one sub-folder show the same cell, pairs directly in the source one each.
 """
@@ -14,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from datamodules.batches import Sample
 from datamodules.converters.measured_volumes import CELL_MARGIN_UM, pair_values
 from datamodules.converters.volume_conditions import VolumeConditions, read_volume_conditions
@@ -23,18 +26,19 @@ FIELDS: dict[str, dict[str, str]] = {
     "reference": {"axes": "czyx", "unit": "grey level"},
     "deformed": {"axes": "czyx", "unit": "grey level"},
     "displacement_um": {"axes": "czyx", "unit": "um"},
+    "displacement_known": {"axes": "czyx", "unit": "mask"},
     "cell_mask": {"axes": "czyx", "unit": "mask"},
     "drift_um": {"axes": "cz", "unit": "um"},
     "voxel_size_um": {"axes": "a", "unit": "um"},
     "youngs_modulus_pa": {"axes": "", "unit": "Pa"},
     "poisson_ratio": {"axes": "", "unit": "1"},
 }
-"""Without `displacement_um` where the source has no beads, without `cell_mask` where it has no cells."""
+"""Without the two of the displacement where the source has no beads, without `cell_mask` where it has no cells."""
 GROUP_KEY = "cell"
 SPLITS: dict[str, dict[str, Any]] = {"default": {"unit": "group", "train": 0.8, "val": 0.1, "test": 0.1}}
 TEST_ONLY: dict[str, dict[str, Any]] = {"default": {"unit": "group", "test": 1.0}}
 """Where there is nothing to train on: no beads, or fewer cells than splits."""
-OPTIONAL = {"beads": "displacement_um", "cell": "cell_mask"}
+OPTIONAL = {"beads": ("displacement_um", "displacement_known"), "cell": ("cell_mask",)}
 
 
 class _Archive(NamedTuple):
@@ -66,7 +70,7 @@ def convert(source: Path) -> Iterator[Sample]:
 def fields(source: Path) -> dict[str, dict[str, str]]:
     """Return the fields of the samples of `convert`."""
     holds = _archive(Path(source)).holds
-    left_out = {field for role, field in OPTIONAL.items() if role not in holds}
+    left_out = {name for role, names in OPTIONAL.items() if role not in holds for name in names}
     return {name: dict(entry) for name, entry in FIELDS.items() if name not in left_out}
 
 
@@ -88,7 +92,7 @@ def provenance(source: Path) -> dict[str, Any]:
         "source": archive.source.resolve().name,
         "licence": "that of the recordings' owner; not ours to grant",
         "conditions": given,
-        "rule": "displacement known in the voxels of tracked beads, NaN elsewhere; drift by depth removed as "
+        "rule": "displacement known in the voxels of tracked beads, 0 elsewhere; drift by depth removed as "
         f"conditions.json says; cell mask and {CELL_MARGIN_UM:g} um around it",
     }
 
@@ -135,6 +139,10 @@ def _samples(archive: _Archive) -> Iterator[Sample]:
                     f"{wanted}: convert each kind from a folder of its own"
                 )
         values = pair_values(pair, volumes, conditions)
+        if "displacement_um" in values:
+            known = np.isfinite(values["displacement_um"]).all(axis=0, keepdims=True)
+            values["displacement_known"] = known.astype(np.uint8)
+            values["displacement_um"] = np.where(known, values["displacement_um"], np.float32(0))
         yield Sample(
             archive.sample_id(pair), archive.group(pair), {name: values[name] for name in FIELDS if name in values}
         )

@@ -51,7 +51,6 @@ def pair_values(pair: VolumePair, volumes: Volumes, conditions: VolumeConditions
         volumes = volumes._replace(deformed=without_drift(volumes.deformed, drift_um, edges_um))
         beads = None if beads is None else beads_without_drift(beads, drift_um, edges_um[0])
     values = {**_gel(volumes, conditions), "drift_um": drift_um.astype(np.float32)}
-    values["deformed"] = values["deformed"].astype(values["reference"].dtype)
     if beads is not None:
         values["displacement_um"] = displacement_at_voxels(beads, shape, edges_um, where=str(pair.files["beads"]))
     if mask is not None:

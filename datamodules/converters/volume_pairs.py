@@ -36,7 +36,7 @@ class VolumePair(NamedTuple):
 
 
 class Volumes(NamedTuple):
-    """A pair as it was stored."""
+    """A pair as it was stored; where only one of the two has 16 bits, or fractions, both have."""
 
     reference: NDArray[Any]
     """(z, y, x)."""
@@ -115,7 +115,8 @@ def read_pair(pair: VolumePair, conditions: VolumeConditions) -> Volumes:
             f"{list(first)}: cut both to the same field"
         )
     edges_um = voxel_size_um(pair.folder, conditions, told, pair.files["reference"])
-    return Volumes(voxels["reference"], voxels["deformed"], edges_um)
+    dtype = np.promote_types(*(voxels[state].dtype for state in STATES))
+    return Volumes(*(voxels[state].astype(dtype, copy=False) for state in STATES), edges_um)
 
 
 def role_of(path: Path) -> tuple[str, str, Path] | None:
@@ -153,4 +154,4 @@ def _as_counted(array: NDArray[np.float64]) -> NDArray[Any]:
     whole = bool((array == np.rint(array)).all()) and array.min() >= 0 and array.max() <= np.iinfo(np.uint16).max
     if not whole:
         return array.astype(np.float32)
-    return array.astype(np.uint8 if array.max() <= np.iinfo(np.uint8).max else np.uint16)
+    return array.astype(np.uint16)  # of 8 bits or not, one type for all pairs

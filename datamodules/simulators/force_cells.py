@@ -101,9 +101,9 @@ class Load(NamedTuple):
         )
 
     def body_force_n_per_m3(self, grid: Grid) -> NDArray[np.float32]:
-        """At the voxels, (3, z, y, x); NaN for a cell on a surface, whose force no voxel holds."""
+        """At the voxels, (3, z, y, x); 0 for a cell on a surface, whose force no voxel holds."""
         if self.cell.on_surface:
-            return np.full((3, *grid.shape_zyx), np.nan, np.float32)
+            return np.zeros((3, *grid.shape_zyx), np.float32)
         density = point_forces.kelvin_body_force_n_per_m3(
             grid.centres_um(), self.cell.sources_um, self.cell.forces_nn, regularization_um=self.spread_um
         )
@@ -210,7 +210,7 @@ def cell_mask(
 
     Outside, less than that is left of a spread force: the gel is in equilibrium but for its tail.
     """
-    strength = np.linalg.norm(np.nan_to_num(body_force_n_per_m3), axis=0)
+    strength = np.linalg.norm(body_force_n_per_m3, axis=0)
     if not strength.any():
         strength[0] = np.linalg.norm(surface_traction_pa, axis=0)
     return strength >= MASK_SHARE * strength.max()

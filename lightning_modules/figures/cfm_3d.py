@@ -99,11 +99,12 @@ def force_views(
     figure = Figure(figsize=(4.2 * columns, 3.9 * len(sample_ids)), layout="constrained")
     for number, name in enumerate(sample_ids):
         fields = [("predicted", predicted[number])] + ([("true", true[number])] if known[number] else [])
-        largest = float(np.linalg.norm(fields[-1][1], axis=0).max()) or 1.0
+        strongest = [float(np.linalg.norm(field, axis=0).max()) for _, field in fields]
+        largest = strongest[-1] or strongest[0] or 1.0
         for column, (kind, field) in enumerate(fields):
             ax: Any = figure.add_subplot(len(sample_ids), columns, number * columns + column + 1, projection="3d")
             _draw_forces(ax, field, voxel_size_um[number], largest)
-            title = f"{name}: {kind} force\nlongest arrow {largest:.2g} N/m³"
+            title = f"{name}: {kind} force\nlongest arrow {strongest[column]:.2g} N/m³"
             ax.set_title(title, fontsize=8, parse_math=False)
     return figure
 
@@ -254,8 +255,10 @@ def _draw_forces(ax: Any, field: np.ndarray, voxel_size_um: np.ndarray, largest:
         size_z, size_y, size_x = voxel_size_um
         colours = {"color": vector_colours(strength[z, y, x] / largest), "linewidth": 0.9}
         ax.quiver(x * size_x, y * size_y, z * size_z, *vectors, arrow_length_ratio=0.35, **colours)
-    ax.set(xlim=(0, edges[2]), ylim=(0, edges[1]), zlim=(edges[0], 0), xlabel="x (µm)", ylabel="y (µm)", zlabel="z")
-    ax.set_box_aspect((edges[2], edges[1], edges[0]))
+    ax.set(xlim=(0, edges[2]), ylim=(0, edges[1]), zlim=(edges[0], 0))
+    for name in "xyz":
+        getattr(ax, f"set_{name}label")(f"{name} (µm)", fontsize=7, labelpad=-2)
+    ax.set_box_aspect((edges[2], edges[1], edges[0]), zoom=0.85)  # room for the labels
     ax.tick_params(labelsize=6, pad=0)
 
 

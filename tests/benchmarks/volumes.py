@@ -81,7 +81,9 @@ def _siamese(run_id: str | None) -> torch.nn.Module:
 def _row(
     name: str, method: torch.nn.Module, pairs: list[Pair], size: tuple[int, int, int], device: str, judged: bool
 ) -> dict[str, object]:
+    from lightning_modules.networks.far_displacements import reaching_far
     from lightning_modules.networks.physics_layer import PhysicsLayer, um_from_voxels
+    from lightning_modules.networks.volume_correlation import VolumeCorrelation
 
     physics = PhysicsLayer()
     seconds, errors = [], []
@@ -89,7 +91,8 @@ def _row(
         for pair in pairs:
             _wait(device)
             began = time.perf_counter()
-            displacement = method(pair.volumes)
+            near_and_far = isinstance(method, VolumeCorrelation)
+            displacement = method(pair.volumes) if near_and_far else reaching_far(method, pair.volumes)
             mechanics = physics(um_from_voxels(displacement, pair.gel["voxel_size_um"]), **pair.gel)
             _wait(device)
             seconds.append(time.perf_counter() - began)

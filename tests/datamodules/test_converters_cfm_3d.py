@@ -12,10 +12,12 @@ from scipy import ndimage
 from scipy.io import savemat
 
 from datamodules.batches import Sample
+from datamodules.cfm_3d import BeadVolumeData
 from datamodules.converters import cfm_3d, depth_drift
 from datamodules.converters.bead_tables import Beads, read_beads
 from datamodules.converters.own_volumes import read_own_pairs
 from datamodules.simulators.bead_volumes import Blur, render, scatter_beads
+from mechanolab import data
 
 SHAPE = (24, 32, 40)
 VOXEL_UM = (0.8, 0.3, 0.3)
@@ -42,6 +44,7 @@ def source(folder: Path, *names: str, **stated: object) -> Path:
 def only(folder: Path) -> Sample:
     (sample,) = cfm_3d.convert(folder)
     assert set(sample.fields) == set(cfm_3d.fields(folder))
+    assert all(np.isfinite(value).all() for value in sample.fields.values())  # data sets hold nothing else
     return sample
 
 
@@ -51,7 +54,7 @@ def only(folder: Path) -> Sample:
 def test_a_stack_of_pages_is_read_as_it_was_stored(tmp_path: Path) -> None:
     sample = only(source(tmp_path, "cell1"))
     assert (sample.sample_id, sample.group) == ("cell1", "cell1")
-    assert set(sample.fields) == set(cfm_3d.FIELDS) - {"displacement_um", "cell_mask"}
+    assert set(sample.fields) == set(cfm_3d.FIELDS) - {"displacement_um", "displacement_known", "cell_mask"}
     for seed, name in enumerate(("reference", "deformed")):
         np.testing.assert_array_equal(sample.fields[name], volume(seed)[None])
         assert sample.fields[name].dtype == np.uint8
@@ -83,6 +86,28 @@ def test_every_layout_gives_the_same_volumes(tmp_path: Path, kind: str) -> None:
     sample = only(folder)
     for name, array in arrays.items():
         np.testing.assert_array_equal(sample.fields[name][0], array)
+
+
+@pytest.mark.parametrize("dtypes", [("uint8", "uint16"), ("uint16", "uint8"), ("uint16", "float32")])
+def test_a_pair_of_two_types_keeps_its_grey_levels(tmp_path: Path, dtypes: tuple[str, str]) -> None:
+    folder, stored = source(tmp_path), {}
+    for seed, (name, dtype) in enumerate(zip(("reference", "deformed"), dtypes, strict=True)):
+        factor = {"uint8": 1, "uint16": 300, "float32": 1 / 200}[dtype]
+        stored[name] = (volume(seed).astype(np.float64) * factor).astype(dtype)
+        tifffile.imwrite(folder / f"a_{name}.tif", stored[name])
+    fields = only(folder).fields
+    assert fields["reference"].dtype == fields["deformed"].dtype
+    for name, array in stored.items():
+        np.testing.assert_array_equal(fields[name][0], array)
+
+
+def test_arrays_are_of_one_type_however_bright_they_are(tmp_path: Path) -> None:
+    folder = source(tmp_path)
+    for name, factor in (("a", 1), ("b", 300)):
+        np.savez(folder / f"{name}.npz", reference=volume(0).astype(float) * factor, deformed=volume(1).astype(float))
+    dim, bright = cfm_3d.convert(folder)
+    np.testing.assert_array_equal(bright.fields["reference"], 300 * dim.fields["reference"].astype(int))
+    np.testing.assert_array_equal(bright.fields["deformed"], dim.fields["deformed"])
 
 
 def test_the_voxel_may_come_from_imagej(tmp_path: Path) -> None:
@@ -119,10 +144,29 @@ def test_beads_tell_the_displacement_of_their_voxels(tmp_path: Path, kind: str) 
         np.savez(folder / "a_beads.npz", position_um=BEADS, displacement_um=STEPS)
     else:
         savemat(folder / "a_beads.mat", {"position_um": BEADS, "displacement_um": STEPS})
-    field = only(folder).fields["displacement_um"]
-    assert np.isfinite(field).all(axis=0).sum() == 3
+    fields = only(folder).fields
+    field, known = fields["displacement_um"], fields["displacement_known"][0] > 0
+    assert known.sum() == 3
+    assert not field[:, ~known].any()
     np.testing.assert_allclose(field[:, 8, 15, 10], STEPS[0], rtol=1e-6)
     np.testing.assert_allclose(field[:, 10, 7, 5], STEPS[1], rtol=1e-6)
+
+
+def test_tracked_beads_reach_a_batch_through_a_data_set(tmp_path: Path) -> None:
+    for cell in ("one", "two", "three"):
+        np.savez(source(tmp_path / "raw" / cell, "t") / "t_beads.npz", position_um=BEADS, displacement_um=STEPS)
+    assert data.convert("cfm_3d", source=tmp_path / "raw", out=tmp_path / "cfm_3d" / "tracked") == 0
+    assert data.verify(tmp_path / "cfm_3d" / "tracked") == 0
+    plain = {"dataset": "tracked", "split": "default", "batch_size": 1, "num_workers": 0, "memory_gib": 0.0, "seed": 0}
+    seen = {"patch_zyx": None, "symmetries": True, "intensity_percentiles": [10.0, 99.9]}
+    module = BeadVolumeData(data_root=str(tmp_path), **plain, **seen)
+    module.setup("fit")
+    for batch in (next(iter(module.train_dataloader())), next(iter(module.val_dataloader()))):
+        known = batch.displacement_um.isfinite()
+        assert known.all(dim=1).sum() == known.any(dim=1).sum() == len(BEADS)
+        lengths = batch.displacement_um.square().sum(dim=1).sqrt()[known.all(dim=1)]
+        np.testing.assert_allclose(np.sort(lengths), np.sort(np.linalg.norm(STEPS, axis=1)), rtol=1e-6)
+        assert batch.body_force_n_per_m3.isnan().all()
 
 
 def test_the_cell_is_what_is_bright_and_a_margin_around_it(tmp_path: Path) -> None:
@@ -227,10 +271,12 @@ def test_drift_is_removed_where_conditions_ask_for_it(tmp_path: Path) -> None:
     np.savez(folder / "a_beads.npz", position_um=beads.position_um, displacement_um=beads.displacement_um)
     fields = only(folder).fields
     np.testing.assert_allclose(fields["drift_um"], truth, atol=0.12)
-    assert np.nanmedian(np.abs(fields["displacement_um"])) < 0.03
+    known = fields.pop("displacement_known")[0] > 0
+    assert np.median(np.abs(fields["displacement_um"][:, known])) < 0.03
     (own,) = read_own_pairs([folder / "a_reference.npy"])
+    assert np.isnan(own.fields["displacement_um"][:, ~known]).all()
     for name, value in fields.items():
-        np.testing.assert_array_equal(own.fields[name], value)
+        np.testing.assert_array_equal(np.nan_to_num(own.fields[name]), value)
 
 
 # -- faults ------------------------------------------------------------------------------------------------------------

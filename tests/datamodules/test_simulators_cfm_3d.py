@@ -51,7 +51,8 @@ def test_a_sample_has_the_documented_fields(geometry: str) -> None:
     assert {name: (value.shape, value.dtype) for name, value in sample.fields.items()} == expected
     assert set(cfm_3d.FIELDS) == set(expected)
     on_surface = geometry == "half_space"
-    assert np.isnan(sample.fields["body_force_n_per_m3"]).all() == on_surface
+    assert all(np.isfinite(value).all() for value in sample.fields.values())  # data sets hold nothing else
+    assert sample.fields["body_force_n_per_m3"].any() != on_surface
     assert sample.fields["surface_traction_pa"].any() == on_surface
     assert sample.fields["cell_mask"].any()
     assert not (on_surface and sample.fields["cell_mask"][0, 1:].any())
@@ -193,9 +194,12 @@ def test_groups_hold_the_states_of_a_cell() -> None:
 
 
 @pytest.mark.slow
-def test_the_command_writes_a_data_set_that_says_its_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("geometry", ["infinite", "half_space"])
+def test_the_command_writes_a_data_set_that_says_its_noise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, geometry: str
+) -> None:
     monkeypatch.setattr(cfm_3d, "irreducible_error", lambda parameters: {"metric": "m", "value": 1.0, "how": "h"})
-    sizes = {"size_z": 16, "size_y": 16, "size_x": 16, "peak_high_voxels": 0.8}
+    sizes = {"size_z": 16, "size_y": 16, "size_x": 16, "peak_high_voxels": 0.8, "geometry": geometry}
     assert data.simulate("cfm_3d", out=tmp_path / "set", count=8, workers=1, parameters=sizes) == 0
     assert data.verify(tmp_path / "set") == 0
     stored = ShardDataset(tmp_path / "set")

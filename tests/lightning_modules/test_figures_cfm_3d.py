@@ -41,6 +41,27 @@ def test_forces_are_drawn_beside_the_true_ones(known):
     assert len(figure.axes) == (2 if known else 1)
     low, high = figure.axes[0].get_zlim()
     assert low > high == 0  # z goes down into the gel
+    assert figure.axes[0].get_zlabel() == "z (µm)"
+
+
+def test_every_view_says_its_own_longest_arrow():
+    _, field = fields()
+    longest = np.linalg.norm(field[0], axis=0).max()
+    figure = force_views(3 * field, field, VOXEL_UM, sample_ids=["cell00_000"])
+    assert titles(figure) == [
+        f"cell00_000: {kind} force\nlongest arrow {value:.2g} N/m³"
+        for kind, value in (("predicted", 3 * longest), ("true", longest))
+    ]
+
+
+def test_without_true_force_the_predicted_ones_are_drawn_to_their_own_scale():
+    """A cell on a surface exerts none inside the gel: arrows in units of it would leave the picture."""
+    _, field = fields()
+    alone, beside = (
+        force_views(1e8 * field, true, VOXEL_UM, sample_ids=["cell00_000"]).axes[0].collections[0]._segments3d
+        for true in (np.full_like(field, np.nan), 0 * field)
+    )
+    np.testing.assert_allclose(np.array(beside), np.array(alone))
 
 
 def test_a_volume_without_force_is_drawn():

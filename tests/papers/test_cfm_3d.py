@@ -160,6 +160,15 @@ def test_the_physics_waits_for_its_epoch():
     assert losses["force_loss"] > 0
 
 
+def test_what_is_judged_does_not_depend_on_the_epoch():
+    """The same weights have one loss in every validation and test, also those of a later command."""
+    batch = pulled_batch()
+    module = knowing(batch, 0.5, physics_from_epoch=3, force_weight=1.0).eval()
+    half, mechanics = module.solve(batch)
+    losses = module.losses(batch, [half], mechanics)
+    assert losses["loss"] > losses["displacement_loss_vx"] + 0.9 * losses["force_loss"]
+
+
 def test_earlier_estimates_count_with_their_weight():
     batch = pulled_batch()
     module = knowing(batch, 1.0, earlier_weight=0.25)
@@ -228,6 +237,15 @@ def test_predictions_hold_what_is_asked_for():
     assert full.traction_pa[batch.cell_mask[:, None].expand_as(full.traction_pa)].abs().max() == 0
     top = answer(knowing(batch, write_stress=True, traction_surface="top"), batch)
     torch.testing.assert_close(top.traction_pa[:, :, 0], -top.stress_pa[:, :, 2, 0])
+
+
+def test_the_traction_on_a_cell_that_nobody_showed_is_refused():
+    """An own volume without a cell may hold it anywhere: zeros would look like an answer."""
+    batch = pulled_batch()
+    unseen = batch._replace(cell_mask=torch.stack((batch.cell_mask[0], torch.ones_like(batch.cell_mask[1]))))
+    with pytest.raises(ValueError, match=r"^traction_surface 'cell' needs .* cell01_000 comes without one: add"):
+        answer(build("cfm_3d_zero", traction_surface="cell"), unseen)
+    assert answer(build("cfm_3d_zero", traction_surface="top"), unseen).traction_pa.abs().max() == 0
 
 
 def test_large_volumes_are_predicted_in_patches():
