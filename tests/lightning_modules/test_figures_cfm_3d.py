@@ -100,6 +100,15 @@ def test_data_sets_named_after_a_number_become_a_line():
     assert lines["Slow"].tolist() == [[0.0025, 0.3], [0.01, 0.1]]
     np.testing.assert_array_equal(lines["Quick"], [[0.0025, np.nan], [0.01, 0.05]])
     assert {line.get_label(): line.get_ydata().tolist() for line in force.lines}["Slow"] == [3.0, 1.0]
+    assert [tick.get_text() for tick in figures["errors"].axes[0].get_xticklabels()] == ["photons_50", "twin"]
+    figures["error_against_density"].canvas.draw()
+    assert {"0.1", "0.2"} <= {tick.get_text() for tick in displacement.get_yticklabels()}
+
+
+def test_tests_that_differ_in_the_force_alone_are_one_point_in_time():
+    figures = comparison([run("Slow", 0.2, 1.0), run("Slow", 0.2, 3.0), run("Slow", 0.1, 2.0)])
+    (line,) = figures["error_against_time"].axes[0].lines
+    assert line.get_xydata().tolist() == [[1.0, 0.2], [2.0, 0.1]]
 
 
 def test_runs_without_a_test_are_not_compared():
