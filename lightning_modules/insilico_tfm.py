@@ -23,7 +23,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -34,12 +34,11 @@ from lightning_modules.figures.insilico_tfm import force_figures
 from lightning_modules.losses.lognormal import floored_variance, pixel_losses
 from lightning_modules.losses.step_sizes import rise_and_fall
 from lightning_modules.metrics.epoch_means import log_step, reset_training_metrics
-from lightning_modules.metrics.lognormal_maps import drawn_numbers, force_maps
+from lightning_modules.metrics.frame_series import FrameSeries
+from lightning_modules.metrics.lognormal_maps import ForcePrediction, drawn_arrays, force_prediction
 from lightning_modules.metrics.lognormal_scores import (
     ForceDistribution,
     force_metrics,
-    foreground,
-    frame_errors,
     log_loss,
     log_scores,
 )
@@ -58,33 +57,9 @@ FIGURE_FRAMES = 10
 """Of a batch, spread evenly: as many as figure 1 has."""
 
 
-class ForcePrediction(NamedTuple):
-    """Maps (batch, y, x) and numbers (batch,) of every image; without a distribution there is no spread: None."""
-
-    median_pa: Tensor
-    mean_pa: Tensor
-    """Eq. 2."""
-    aleatoric_sd_pa: Tensor | None
-    """Root of eq. 3's first part."""
-    epistemic_sd_pa: Tensor | None
-    """Root of its second."""
-    coefficient_of_variation: Tensor | None
-    """Eq. 4."""
-    entropy_bits: Tensor | None
-    """Eq. 5."""
-    lower_pa: Tensor | None
-    """Lower end of the central 95 % interval."""
-    upper_pa: Tensor | None
-    time_s: Tensor
-    """Since the movie's first frame; NaN for an image of no movie."""
-    total_force_nn: Tensor
-    """Of the median, summed over the image; NaN without a pixel size."""
-    mae_median_pa: Tensor
-    """This and what follows: NaN where the truth is unknown."""
-    mae_median_foreground_pa: Tensor
-    mae_mean_pa: Tensor
-    mae_mean_foreground_pa: Tensor
-    coverage_95_foreground: Tensor | None
+def _forget_frames(self: Any) -> None:
+    """Begin the curves over a stage's frames anew."""
+    self.frames_seen.clear()
 
 
 class BayesianTractionRegression(LightningModule):
@@ -112,6 +87,7 @@ class BayesianTractionRegression(LightningModule):
 
     training_free: bool = False
     needs_find_unused_parameters: bool = False
+    on_validation_start = on_test_start = on_predict_start = _forget_frames
 
     def __init__(
         self,
@@ -154,6 +130,7 @@ class BayesianTractionRegression(LightningModule):
         self.probabilistic = loss == "log_normal"
         self.network.sigma.requires_grad_(self.probabilistic)
         self.metrics = force_metrics(trained=True, spread=self.probabilistic)
+        self.frames_seen = FrameSeries()
         self._shown_draws = draws
         if compile_network:
             self.network.compile()
@@ -181,7 +158,7 @@ class BayesianTractionRegression(LightningModule):
 
     def predict_step(self, batch: ForceImageBatch, batch_idx: int) -> ForcePrediction:
         """Maps of the force and of every part of its uncertainty."""
-        return _prediction(batch, self.predicted(batch, self.hparams["draws"]))
+        return _prediction(self, batch, self.predicted(batch, self.hparams["draws"]))
 
     def predicted(self, batch: ForceImageBatch, draws: int | None) -> ForceDistribution:
         """Predict ln F of a batch in this many draws, or for None in one pass in the mode that the module is in."""
@@ -200,11 +177,14 @@ class BayesianTractionRegression(LightningModule):
         return self._distribution(torch.cat(passes))
 
     def figures(self, batch: ForceImageBatch) -> dict[str, Any]:
-        """Figures of a few frames of a batch, with as many draws as the stage before had."""
+        """Figures of a few frames of a batch, as many draws each as the stage had, and curves of all of its frames."""
         return _figures(self, batch)
 
     def configure_optimizers(self) -> Any:
-        """Adam as Keras has it, its L2 penalty on the seven convolutions that the authors name."""
+        """Adam as Keras has it, its L2 penalty on the seven convolutions that the authors name.
+
+        Keras clips the penalty's gradient with the loss's, torch adds it to what was clipped.
+        """
         penalised = self.network.penalised_weights()
         known = {id(weight) for weight in penalised}
         others = [parameter for parameter in self.network.parameters() if id(parameter) not in known]
@@ -220,8 +200,8 @@ class BayesianTractionRegression(LightningModule):
         return on_any_size(compute, image, step_px=self.network.size_step_px, tiles=not self.training, **sizes)
 
     def _distribution(self, passes: Tensor) -> ForceDistribution:
-        """Outputs (draws, batch, 2, y, x) of the network -> ln F."""
-        mu, sigma = passes.unbind(dim=2)
+        """Outputs (draws, batch, 2, y, x) of the network -> ln F, at least in single precision."""
+        mu, sigma = passes.to(torch.promote_types(passes.dtype, torch.float32)).unbind(dim=2)
         if not self.probabilistic:
             return ForceDistribution(mu, None)
         return ForceDistribution(mu, floored_variance(sigma, sigma_floor=self.hparams["sigma_floor"]))
@@ -234,11 +214,12 @@ class BayesianTractionRegression(LightningModule):
         return pixel_losses(predicted.mu, predicted.sigma_squared.sqrt(), target, sigma_floor=0.0).mean(dim=0)
 
     def _evaluate(self, batch: ForceImageBatch, stage: str, draws: int | None) -> None:
-        predicted, log_force = _known(self.predicted(batch, draws), batch)
-        if len(log_force):
+        predicted, batch = _known(self.predicted(batch, draws), batch)
+        if batch.group:
+            log_force = batch.log_traction[:, 0]
             losses = self._losses(predicted, log_force)
             log_loss(self, stage, losses, log_force, spread=self.probabilistic)
-            log_scores(self, stage, predicted, log_force)
+            _see(self, batch, predicted, log_scores(self, stage, predicted, log_force))
 
     def _generator(self, sample_id: str, draw: int) -> torch.Generator:
         """The random stream of one draw of one image."""
@@ -262,7 +243,7 @@ def _test_step(self: Any, batch: ForceImageBatch, batch_idx: int) -> None:
 
 def _predict_step(self: Any, batch: ForceImageBatch, batch_idx: int) -> ForcePrediction:
     """The constant on every image."""
-    return _prediction(batch, self.predicted(batch, None))
+    return _prediction(self, batch, self.predicted(batch, None))
 
 
 def _predicted(self: Any, batch: ForceImageBatch, draws: int | None) -> ForceDistribution:
@@ -280,16 +261,18 @@ class ZeroForce(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.metrics = force_metrics(trained=False, spread=False)
+        self.frames_seen = FrameSeries()
 
     validation_step, test_step, predict_step = _validation_step, _test_step, _predict_step
     predicted = _predicted
+    on_validation_start = on_test_start = on_predict_start = _forget_frames
 
     def forward(self, image: Tensor) -> Tensor:
         """Image (batch, 1, y, x) -> ln F, (batch, y, x): 0."""
         return torch.zeros_like(image[:, 0])
 
     def figures(self, batch: ForceImageBatch) -> dict[str, Any]:
-        """Figures of a few frames of a batch."""
+        """Figures of a few frames of a batch, and curves of all frames of the stage."""
         return _figures(self, batch)
 
 
@@ -317,9 +300,11 @@ class ConstantForce(LightningModule):
         self.automatic_optimization = False
         self.register_buffer("counts", torch.zeros(BINS, dtype=torch.int64))
         self.metrics = force_metrics(trained=False, spread=False)
+        self.frames_seen = FrameSeries()
 
     validation_step, test_step, predict_step = _validation_step, _test_step, _predict_step
     predicted = _predicted
+    on_validation_start = on_test_start = on_predict_start = _forget_frames
 
     def forward(self, image: Tensor) -> Tensor:
         """Image (batch, 1, y, x), ln(max(1, grey)) -> ln F, (batch, y, x)."""
@@ -342,7 +327,7 @@ class ConstantForce(LightningModule):
         return value.float().to(self.device)
 
     def figures(self, batch: ForceImageBatch) -> dict[str, Any]:
-        """Figures of a few frames of a batch."""
+        """Figures of a few frames of a batch, and curves of all frames of the stage."""
         return _figures(self, batch)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
@@ -355,43 +340,44 @@ class ConstantForce(LightningModule):
 
 
 def _score_constant(module: Any, batch: ForceImageBatch, stage: str) -> None:
-    predicted, log_force = _known(module.predicted(batch, None), batch)
-    if len(log_force):
-        log_scores(module, stage, predicted, log_force)
+    predicted, batch = _known(module.predicted(batch, None), batch)
+    if batch.group:
+        _see(module, batch, predicted, log_scores(module, stage, predicted, batch.log_traction[:, 0]))
 
 
-def _known(predicted: ForceDistribution, batch: ForceImageBatch) -> tuple[ForceDistribution, Tensor]:
-    """The frames whose truth is known: what is predicted of them, and their true ln F, (frames, y, x)."""
+def _known(predicted: ForceDistribution, batch: ForceImageBatch) -> tuple[ForceDistribution, ForceImageBatch]:
+    """The frames whose truth is known: what is predicted of them, and they."""
+    rows = batch.log_traction.isfinite().flatten(1).all(dim=1).nonzero()[:, 0].tolist()
+    parts = (None if part is None else part[:, rows] for part in predicted)
+    return ForceDistribution(*parts), _frames(batch, rows)  # type: ignore[arg-type]
+
+
+def _frames(batch: ForceImageBatch, rows: list[int]) -> ForceImageBatch:
+    return ForceImageBatch(*([part[i] for i in rows] if isinstance(part, list) else part[rows] for part in batch))
+
+
+def _see(module: Any, batch: ForceImageBatch, predicted: ForceDistribution, errors: dict[str, Tensor]) -> None:
+    """Keep of the frames of a batch what curves over time are drawn from."""
+    module.frames_seen.add(predicted, batch.log_traction[:, 0], errors, time_s=batch.time_s, groups=batch.group)
+
+
+def _prediction(module: Any, batch: ForceImageBatch, predicted: ForceDistribution) -> ForcePrediction:
     log_force = batch.log_traction[:, 0]
-    known = log_force.isfinite().flatten(1).all(dim=1)
-    parts = (None if part is None else part[:, known] for part in predicted)
-    return ForceDistribution(*parts), log_force[known]  # type: ignore[arg-type]
-
-
-def _prediction(batch: ForceImageBatch, predicted: ForceDistribution) -> ForcePrediction:
-    maps, log_force = force_maps(predicted), batch.log_traction[:, 0]
-    lower, upper = maps.lower_pa, maps.upper_pa
-    coverage = None
-    if lower is not None and upper is not None:
-        inside, force = foreground(log_force), log_force.exp()
-        coverage = ((force >= lower) & (force <= upper) & inside).sum(dim=(1, 2)) / inside.sum(dim=(1, 2))
-    total_nn = maps.median_pa.sum(dim=(1, 2)) * batch.pixel_size_um.square() * 1e-3
-    errors = frame_errors(maps.median_pa, maps.mean_pa, log_force)
-    numbers = {"time_s": batch.time_s, "total_force_nn": total_nn, "coverage_95_foreground": coverage}
-    return ForcePrediction(**maps._asdict(), **numbers, **errors)
+    prediction = force_prediction(predicted, log_force, pixel_size_um=batch.pixel_size_um, time_s=batch.time_s)
+    _see(module, batch, predicted, {name: getattr(prediction, name) for name in ("mae_median_pa", "mae_mean_pa")})
+    return prediction
 
 
 def _figures(module: Any, batch: ForceImageBatch) -> dict[str, Any]:
-    """Some frames of a batch, spread evenly, predicted and drawn."""
-    chosen = torch.linspace(0, len(batch.image) - 1, min(len(batch.image), FIGURE_FRAMES)).round().long().tolist()
-    parts = [[part[i] for i in chosen] if isinstance(part, list) else part[chosen] for part in batch]
-    frames = ForceImageBatch(*parts)
+    """Some frames of a batch, spread evenly, predicted and drawn, with the curves of all frames of the stage."""
+    rows = torch.linspace(0, len(batch.image) - 1, min(len(batch.image), FIGURE_FRAMES)).round().long().tolist()
+    frames = _frames(batch, rows)
     with evaluation_mode(module):
         predicted = module.predicted(frames, getattr(module, "_shown_draws", None))
-        maps, numbers = force_maps(predicted, interval=False), drawn_numbers(predicted, frames.log_traction[:, 0])
-    arrays = {name: None if part is None else part.numpy(force=True) for name, part in maps._asdict().items()}
-    numbers = {name: part.numpy(force=True) for name, part in numbers.items()}
-    seen = {name: getattr(frames, name).numpy(force=True) for name in ("pixel_size_um", "time_s")}
-    images = {"log_image": frames.image[:, 0], "log_force": frames.log_traction[:, 0]}
-    seen |= {name: part.numpy(force=True) for name, part in images.items()}
-    return force_figures(**seen, maps=arrays, numbers=numbers, sample_ids=frames.sample_id, groups=frames.group)
+        arrays = drawn_arrays(predicted, log_image=frames.image[:, 0], log_force=frames.log_traction[:, 0])
+    numbers = {name: getattr(frames, name).float().numpy(force=True) for name in ("pixel_size_um", "time_s")}
+    seen: FrameSeries = module.frames_seen
+    return force_figures(
+        **{**arrays, **numbers, "sample_ids": frames.sample_id, "groups": frames.group},
+        **{"errors": seen.numbers(), "cells": seen.groups, "pixel": seen.pixel(frames.group[0])},
+    )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mechanolab import runs
 from mechanolab.callbacks.predictions import PredictionWriter
 from mechanolab.checkpoints import checkpoint_file, load_weights
-from mechanolab.config import RequestError, last_line
+from mechanolab.config import RequestError, flatten, last_line, override
 from mechanolab.launch import Parts, construct, make_trainer, set_up
 
 IMAGE_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
@@ -22,7 +22,7 @@ def evaluate(
     """Run `validate` or `test` on a run's checkpoint, or on a training-free module.
 
     Returns:
-        The metrics; a run's figures of that stage are drawn anew.
+        The metrics; a run's figures of that stage are drawn anew, unless the configuration is not its own.
 
     Raises:
         RequestError: no such run or checkpoint, or wrong data.
@@ -32,7 +32,8 @@ def evaluate(
     weights = weights_file(parts, experiment, run_id, checkpoint, command=stage)
     if weights is not None:
         load_weights(parts.module, weights)
-    trainer, _ = make_trainer(parts, None if run_id is None else runs.run_folder(experiment, run_id))
+    folder = None if run_id is None else runs.run_folder(experiment, run_id)
+    trainer, _ = make_trainer(parts, folder if folder is not None and _made_with(folder, config) else None)
     results = getattr(trainer, stage)(parts.module, datamodule=parts.data, verbose=False)
     return {name: float(value) for result in results for name, value in result.items()}
 
@@ -95,6 +96,15 @@ def weights_file(parts: Parts, experiment: str, run_id: str | None, checkpoint: 
     folder = runs.run_folder(experiment, run_id)
     tested_run = runs.read_status(folder).get("tested_run")
     return checkpoint_file(folder if tested_run is None else runs.run_folder(experiment, tested_run), checkpoint)
+
+
+def _made_with(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Whether a run was made with this configuration, wherever its data lay."""
+    stored, asked = (
+        {key: value for key, value in flatten(part).items() if key != "data.data_root"}
+        for part in (override(runs.read_config(folder), []), config)
+    )
+    return stored == asked
 
 
 def without_pretraining(config: dict[str, Any], run_id: str | None) -> dict[str, Any]:

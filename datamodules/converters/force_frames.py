@@ -75,14 +75,26 @@ def read_own_frames(files: Sequence[Path], *, pixel_size_um: float | None) -> li
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: A file cannot be read, two have one name, or `pixel_size_um` is not positive.
+        ValueError: A file cannot be read or holds no grey levels but numbers up to 1, two have one name, or
+            `pixel_size_um` is not positive.
     """
     named = images_by_name(files, pixel_size_um=pixel_size_um)
     scale = np.array(np.nan if pixel_size_um is None else pixel_size_um)
     return [
-        Sample(name, name, {"image": read_frame(path)[np.newaxis], "pixel_size_um": scale})
+        Sample(name, name, {"image": _grey_levels(path)[np.newaxis], "pixel_size_um": scale})
         for name, path in named.items()
     ]
+
+
+def _grey_levels(path: Path) -> NDArray[np.uint16] | NDArray[np.float32]:
+    """A frame that was not scaled: the logarithm of the network's image is 0 from 1 downwards."""
+    image = read_frame(path)
+    if image.dtype == np.float32 and 0 < image.max() <= 1:
+        raise ValueError(
+            f"{path} has no value above {image.max():.3g}, as if scaled to 1: save it with its grey levels as they "
+            "were recorded"
+        )
+    return image
 
 
 def known_unit(text: str) -> str | None:

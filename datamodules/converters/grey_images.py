@@ -22,13 +22,19 @@ def read_stored(path: Path) -> np.ndarray:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no image at {path}")
+    loud = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # the error says it, once
     try:
         pages = cv2.imcount(str(path), cv2.IMREAD_UNCHANGED) if path.suffix.lower() in (".tif", ".tiff") else 1
         image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
         raise ValueError(f"{path} cannot be read as an image ({error.err})") from error
+    finally:
+        cv2.utils.logging.setLogLevel(loud)
     if image is None:
-        raise ValueError(f"{path} cannot be read as an image: it is damaged or no TIFF, PNG or JPEG")
+        raise ValueError(
+            f"{path} cannot be read as an image: it is damaged or no TIFF, PNG or JPEG of whole numbers or of floats "
+            "of 32 or 64 bits"
+        )
     if pages > 1:
         raise ValueError(f"{path} holds {pages} pages, one was expected: save every page as its own file")
     return image
@@ -39,7 +45,8 @@ def grey_plane(image: np.ndarray, path: Path) -> np.ndarray:
     if image.ndim == 2:
         return image
     colours = image[..., :3] if image.shape[2] == 4 else image
-    opaque = image.shape[2] != 4 or bool((image[..., 3] == np.iinfo(image.dtype).max).all())
+    full = np.iinfo(image.dtype).max if np.issubdtype(image.dtype, np.integer) else 1.0
+    opaque = image.shape[2] != 4 or bool((image[..., 3] == full).all())
     if not opaque or not (colours == colours[..., :1]).all():
         raise ValueError(f"{path} is a colour or transparent image, grey was expected: save its grey channel alone")
     return np.ascontiguousarray(colours[..., 0])

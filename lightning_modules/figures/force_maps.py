@@ -69,11 +69,11 @@ def uncertainty_panels(maps: Mapping[str, np.ndarray | None], *, pixel_size_um: 
     height, width = (PANEL_INCHES * extent / max(first.shape) for extent in first.shape)
     across = width + GAP_INCHES + BAR_SPACE_INCHES
     up = height + TITLE_INCHES
-    figure = Figure(figsize=(4 * across + MARGIN_INCHES, 2 * up + TITLE_INCHES))
+    figure = Figure(figsize=(4 * across + MARGIN_INCHES, 2 * up + TITLE_INCHES + MARGIN_INCHES))
     figure.text(0.01, 1 - 0.06 / figure.get_figheight(), title, fontsize=9, va="top", parse_math=False)
     for place, panel in enumerate(PANELS):
         row, column = divmod(place, 4)
-        left, bottom = MARGIN_INCHES + column * across, (1 - row) * up + 0.02
+        left, bottom = MARGIN_INCHES + column * across, MARGIN_INCHES + (1 - row) * up + 0.02
         ax = vector_maps.map_axes(figure, left, bottom, width, height)
         ax.set_title(panel.title, fontsize=8.5, pad=3)
         values = known[panel.key]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,15 +13,17 @@ BANDS = ((0, 6, "#d9e7f5", "95 %"), (1, 5, "#abc9e8", "90 %"), (2, 4, "#6aa0d4",
 """Rows of the band levels (.025, .05, .16, .5, .84, .95, .975) that a band lies between, its colour and name."""
 MEDIAN_ROW = 3
 PREDICTED_COLOUR, TRUE_COLOUR, ENTROPY_COLOUR = "#1f5a99", "black", "#b5651d"
-LINE_COLOURS = ("#cb3e38", "#2159a6", "#35a29f", "#f0a500", "#8c6bb1", "#5b5b5b")
+LINE_COLOURS = ("#cb3e38", "#2159a6", "#35a29f")
+FEW_CELLS = 3
+"""More than so many have no lines of their own."""
 
 
 def pixel_over_time(
+    *,
     bands_pa: np.ndarray,
     mean_pa: np.ndarray,
     entropy_bits: np.ndarray,
     true_pa: np.ndarray,
-    *,
     time_s: np.ndarray,
     pixel: tuple[int, int],
 ) -> Figure:
@@ -58,11 +61,13 @@ def pixel_over_time(
 def error_over_time(
     errors_pa: Mapping[str, np.ndarray], *, time_s: np.ndarray, groups: Sequence[str], name: str
 ) -> Figure:
-    """Draw the mean absolute error of every frame, a line per cell and statistic (figure 4).
+    """Draw the mean absolute error of every frame, and its mean and deviation over the cells (figure 4).
+
+    Up to three cells have a line each per statistic; of more, thin lines lie behind their mean and deviation.
 
     Args:
         errors_pa: by the name of the statistic, (frames,); NaN where unknown.
-        time_s: (frames,); where it is not known the frames are numbered.
+        time_s: (frames,); where it is not known the frames of a cell are numbered.
         groups: cell of every frame.
         name: of the error.
 
@@ -70,25 +75,48 @@ def error_over_time(
     figure = Figure(figsize=(7.2, 3.4), layout="constrained")
     ax = figure.subplots()
     with_time = bool(np.isfinite(time_s).all())
-    cells = list(dict.fromkeys(groups))
-    for number, cell in enumerate(cells):
-        own = np.array([group == cell for group in groups])
-        x = time_s[own] if with_time else np.arange(own.sum(), dtype=float)
-        order = np.argsort(x, kind="stable")
-        for style, (statistic, error) in zip(("-", ":", "--"), errors_pa.items(), strict=False):
-            colour = LINE_COLOURS[number % len(LINE_COLOURS)]
-            values = error[own][order]
-            known = values[np.isfinite(values)]
-            if known.size:
-                label = f"{cell}, {statistic}: {known.mean():.3g} ± {known.std():.2g} Pa"
-                drawn = {"color": colour, "linestyle": style, "marker": "o", "markersize": 3}
-                ax.plot(x[order], values, label=label.replace("$", r"\$"), **drawn)
+    cells, cell = np.unique(np.asarray(groups), return_inverse=True)
+    x = np.array(time_s, dtype=float)
+    if not with_time:
+        for own in range(len(cells)):
+            x[cell == own] = np.arange((cell == own).sum())
+    for number, (style, (statistic, error)) in enumerate(zip(("-", ":", "--"), errors_pa.items(), strict=False)):
+        if np.isfinite(error).any():
+            if len(cells) > FEW_CELLS:
+                _draw_mean(ax, statistic, error, x, cell, colour=LINE_COLOURS[1 - number % 2])
+            else:
+                for own, label in enumerate(cells):
+                    drawn = {"color": LINE_COLOURS[own], "linestyle": style, "marker": "o", "markersize": 3}
+                    _draw_line(ax, f"{label}, {statistic}", error[cell == own], x[cell == own], drawn)
     ax.set(xlabel="time (s)" if with_time else "frame", ylabel=f"{name} (Pa)")
     ax.set_ylim(bottom=0)
     if ax.lines:
         ax.legend(frameon=False, fontsize=7.5)
     _plain(ax)
     return figure
+
+
+def _draw_line(ax: Axes, label: str, error: np.ndarray, x: np.ndarray, drawn: Mapping[str, Any]) -> None:
+    if np.isfinite(error).any():
+        order = np.argsort(x, kind="stable")
+        label = f"{label}: {np.nanmean(error):.3g} ± {np.nanstd(error):.2g} Pa"
+        ax.plot(x[order], error[order], label=label.replace("$", r"\$"), **drawn)
+
+
+def _draw_mean(ax: Axes, statistic: str, error: np.ndarray, x: np.ndarray, cell: np.ndarray, *, colour: str) -> None:
+    """Every cell's line, thin, and at every time that at least two of them share their mean and deviation."""
+    known = np.isfinite(error)
+    for own in np.unique(cell[known]):
+        order = np.flatnonzero(known & (cell == own))
+        order = order[np.argsort(x[order], kind="stable")]
+        ax.plot(x[order], error[order], color=colour, linewidth=0.6, alpha=0.35)
+    times, at, counts = np.unique(x[known], return_inverse=True, return_counts=True)
+    mean = np.bincount(at, error[known]) / counts
+    sd = np.sqrt(np.maximum(np.bincount(at, error[known] ** 2) / counts - mean**2, 0))
+    shared = counts > 1
+    label = f"{len(np.unique(cell[known]))} cells, {statistic}: {error[known].mean():.3g} ± {error[known].std():.2g} Pa"
+    ax.plot(times[shared], mean[shared], color=colour, linewidth=1.6, label=label)
+    ax.fill_between(times[shared], (mean - sd)[shared], (mean + sd)[shared], color=colour, alpha=0.2, linewidth=0)
 
 
 def _plain(ax: Axes) -> None:

@@ -42,27 +42,33 @@ def force_figures(
     log_image: np.ndarray,
     log_force: np.ndarray,
     maps: Mapping[str, np.ndarray | None],
-    numbers: Mapping[str, np.ndarray],
+    curves: Mapping[str, np.ndarray],
     pixel_size_um: np.ndarray,
     time_s: np.ndarray,
     sample_ids: Sequence[str],
     groups: Sequence[str],
+    errors: Mapping[str, np.ndarray],
+    cells: Sequence[str],
+    pixel: Mapping[str, Any] | None,
 ) -> dict[str, Figure]:
-    """Draw what is known of some frames.
+    """Draw what is known of some frames, and of all frames of their stage.
 
     Args:
         log_image: (frames, y, x), ln of the grey value.
         log_force: (frames, y, x), ln of the traction in Pa; NaN where unknown.
         maps: (frames, y, x) by the names of `metrics.lognormal_maps.ForceMaps`, or None.
-        numbers: what `metrics.lognormal_maps.drawn_numbers` names.
+        curves: `calibration` and `sparsification` of these frames, as `metrics.lognormal_maps.drawn_arrays` has them.
         pixel_size_um: (frames,).
         time_s: (frames,); NaN for a frame of no movie.
         sample_ids: of the frames.
         groups: cell of every frame.
+        errors: of all frames of the stage, by name: `time_s`, `mae_mean_pa`, `mae_median_pa`; may be empty.
+        cells: of all frames of the stage, their cell.
+        pixel: of all frames of the first frame's cell, as `metrics.frame_series.FrameSeries.pixel` has it.
 
     Returns:
-        "uncertainty" (figure 2); of the frames of the first cell, where there are several with a time, "frames" and
-        "pixel" (figures 1 and 3); where truth is known "error" (figure 4), "calibration" and "sparsification".
+        "uncertainty" (figure 2); of the frames of the first cell, where there are several with a time, "frames"
+        (figure 1); "pixel" (figure 3); where truth is known "error" (figure 4), "calibration" and "sparsification".
 
     """
     image, true_pa = np.exp(log_image), np.exp(log_force)
@@ -79,23 +85,22 @@ def force_figures(
     }
     movie = [i for i, group in enumerate(groups) if group == groups[0] and np.isfinite(time_s[i])]
     movie.sort(key=lambda i: time_s[i])
-    pixel = (int(numbers["pixel"][0]), int(numbers["pixel"][1])) if "pixel" in numbers else None
     if len(movie) > 1:
         mean_pa = maps["mean_pa"]
         assert mean_pa is not None
+        cross = None if pixel is None else pixel["pixel"]
         parts = (image[movie], true_pa[movie], mean_pa[movie])
-        figures["frames"] = frame_strip(*parts, time_s=time_s[movie], pixel=pixel)
-        if pixel is not None:
-            series = [numbers[name] for name in ("pixel_mean_pa", "pixel_entropy_bits", "pixel_true_pa")]
-            figures["pixel"] = pixel_over_time(
-                numbers["bands_pa"][:, movie], *(part[movie] for part in series), time_s=time_s[movie], pixel=pixel
-            )
-    if np.isfinite(numbers["mae_mean_pa"]).any():
-        errors = {name: numbers[f"mae_{name}_pa"] for name in ("mean", "median")}
-        figures["error"] = error_over_time(errors, time_s=time_s, groups=groups, name="mean absolute error")
-    if "calibration" in numbers:
-        figures["calibration"] = calibration_plot(*numbers["calibration"])
-        figures["sparsification"] = sparsification_plot(*numbers["sparsification"])
+        figures["frames"] = frame_strip(*parts, time_s=time_s[movie], pixel=cross)
+    if pixel is not None:
+        figures["pixel"] = pixel_over_time(**pixel)
+    if np.isfinite(errors.get("mae_mean_pa", np.nan)).any():
+        own_errors = {name: errors[f"mae_{name}_pa"] for name in ("mean", "median")}
+        figures["error"] = error_over_time(
+            own_errors, time_s=errors["time_s"], groups=cells, name="mean absolute error"
+        )
+    if "calibration" in curves:
+        figures["calibration"] = calibration_plot(*curves["calibration"])
+        figures["sparsification"] = sparsification_plot(*curves["sparsification"])
     return figures
 
 

@@ -1,4 +1,4 @@
-"""Likelihood of a traction magnitude under a predicted log-normal distribution, and its two parts.
+"""Likelihood of a traction magnitude under a predicted log-normal distribution.
 
 Pielawski et al., ISBI 2020, arXiv 1910.07380, eq. 1: with y = ln(max(1, F)), mu and sigma the network's outputs,
     L = mean[ (y - mu)^2 / (2 sigma^2) + ln(sigma^2) / 2 ],
@@ -8,28 +8,16 @@ authors' notebook; their curves contain Keras's L2 penalty as well.
 The clipped logarithm is exactly 0 wherever F is below 1, in most of a frame. There a prediction can be as good as exact
 and eq. 1 has no minimum: sigma -> 0, L -> -infinity. Two things are therefore ours: a floor, added to sigma in
 quadrature as an error of the target would be, so that its gradient stays; and a report of foreground and background
-apart, because a mean that a background at the floor rules says nothing about the cell.
+apart (`metrics.lognormal_scores.log_loss`), because a mean that a background at the floor rules says nothing about the
+cell.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 from torch import Tensor
 
 SIGMA_FLOOR = 1e-3
 """Of ln F (1): a tenth of a percent of the force. 0 gives eq. 1 as printed."""
-
-
-class Apart(NamedTuple):
-    """Mean loss where the force is above the clipped logarithm's 1 and where it is not."""
-
-    foreground: Tensor
-    """(); NaN without such a pixel."""
-    background: Tensor
-    """(); NaN without such a pixel."""
-    foreground_share: Tensor
-    """() of the pixels, in [0, 1]."""
 
 
 def floored_variance(sigma: Tensor, *, sigma_floor: float = SIGMA_FLOOR) -> Tensor:
@@ -67,17 +55,3 @@ def negative_log_likelihood(
 
     """
     return pixel_losses(mu, sigma, log_force, sigma_floor=sigma_floor).mean()
-
-
-def apart(losses: Tensor, log_force: Tensor) -> Apart:
-    """Means over foreground (ln F > 0) and background of what `pixel_losses` gave, in one shape with the true ln F.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
-    if losses.shape != log_force.shape:
-        raise ValueError(
-            f"losses and log_force must have one shape, got {tuple(losses.shape)} and {tuple(log_force.shape)}"
-        )
-    inside = log_force > 0
-    return Apart(losses[inside].mean(), losses[~inside].mean(), inside.to(losses.dtype).mean())

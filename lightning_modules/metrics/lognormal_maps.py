@@ -1,21 +1,20 @@
-"""Maps of a predicted traction magnitude and of every part of its uncertainty, and the numbers that figures show.
+"""Maps of a predicted traction magnitude and of every part of its uncertainty, and the arrays that figures show.
 
-Pielawski et al., ISBI 2020, arXiv 1910.07380: the panels of figure 2, the time series of a pixel (figure 3), errors
-over frames (figure 4); calibration and sparsification are ours. Formulas in `metrics.lognormal`.
+Pielawski et al., ISBI 2020, arXiv 1910.07380: the panels of figure 2; calibration and sparsification are ours. Formulas
+in `metrics.lognormal`.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_modules.metrics import lognormal
 from lightning_modules.metrics.lognormal_scores import ForceDistribution, foreground, frame_errors
 
-BAND_LEVELS = (0.025, 0.05, 0.16, 0.5, 0.84, 0.95, 0.975)
-"""Ends of figure 3's three bands, and the median."""
 CURVE_POINTS = 200
 
 
@@ -30,6 +29,35 @@ class ForceMaps(NamedTuple):
     entropy_bits: Tensor | None
     lower_pa: Tensor | None
     upper_pa: Tensor | None
+
+
+class ForcePrediction(NamedTuple):
+    """What is written of every image: maps (batch, y, x), numbers (batch,); without a distribution no spread: None."""
+
+    median_pa: Tensor
+    mean_pa: Tensor
+    """Eq. 2."""
+    aleatoric_sd_pa: Tensor | None
+    """Root of eq. 3's first part."""
+    epistemic_sd_pa: Tensor | None
+    """Root of its second."""
+    coefficient_of_variation: Tensor | None
+    """Eq. 4."""
+    entropy_bits: Tensor | None
+    """Eq. 5."""
+    lower_pa: Tensor | None
+    """Lower end of the central 95 % interval."""
+    upper_pa: Tensor | None
+    time_s: Tensor
+    """Since the movie's first frame; NaN for an image of no movie."""
+    total_force_nn: Tensor
+    """Of the median, summed over the image; NaN without a pixel size."""
+    mae_median_pa: Tensor
+    """This and what follows: NaN where the truth is unknown."""
+    mae_median_foreground_pa: Tensor
+    mae_mean_pa: Tensor
+    mae_mean_foreground_pa: Tensor
+    coverage_95_foreground: Tensor | None
 
 
 def force_maps(predicted: ForceDistribution, *, interval: bool = True) -> ForceMaps:
@@ -49,40 +77,62 @@ def force_maps(predicted: ForceDistribution, *, interval: bool = True) -> ForceM
     )
 
 
-def drawn_numbers(predicted: ForceDistribution, log_force: Tensor) -> dict[str, Tensor]:
-    """What figures show of frames of one movie or of several.
+def force_prediction(
+    predicted: ForceDistribution, log_force: Tensor, *, pixel_size_um: Tensor, time_s: Tensor
+) -> ForcePrediction:
+    """All maps and numbers of a batch.
+
+    Args:
+        predicted: of the images.
+        log_force: (batch, y, x), true ln F; NaN where it is unknown.
+        pixel_size_um: (batch,); NaN where it is unknown.
+        time_s: (batch,).
+
+    """
+    maps = force_maps(predicted)
+    lower, upper = maps.lower_pa, maps.upper_pa
+    coverage = None
+    if lower is not None and upper is not None:
+        inside, force = foreground(log_force), log_force.exp()
+        coverage = ((force >= lower) & (force <= upper) & inside).sum(dim=(1, 2)) / inside.sum(dim=(1, 2))
+    total_nn = maps.median_pa.sum(dim=(1, 2)) * pixel_size_um.square() * 1e-3
+    errors = frame_errors(maps.median_pa, maps.mean_pa, log_force)
+    numbers = {"time_s": time_s, "total_force_nn": total_nn, "coverage_95_foreground": coverage}
+    return ForcePrediction(**maps._asdict(), **numbers, **errors)
+
+
+def drawn_arrays(predicted: ForceDistribution, *, log_image: Tensor, log_force: Tensor) -> dict[str, Any]:
+    """What figures show of some frames, single precision.
 
     Args:
         predicted: of the frames.
+        log_image: (frames, y, x), ln of the grey value.
         log_force: (frames, y, x), true ln F; NaN where it is unknown.
 
     Returns:
-        By name: `mae_median_pa` and the other errors of `frame_errors`, (frames,). Of a distribution also
-        `pixel` (2,), row and column of the largest mean force over the frames, and there `bands_pa` (levels, frames) at
-        `BAND_LEVELS`, `pixel_mean_pa`, `pixel_entropy_bits`, `pixel_true_pa` (frames,). Where there is a foreground,
-        `calibration` (2, levels), expected and observed, and `sparsification` (3, points): share taken away, error of
-        the rest by predicted uncertainty and by the error itself, over that of all.
+        `log_image`, `log_force`, `maps` by the names of `ForceMaps`, and `curves`: of a distribution where there is a
+        foreground `calibration` (2, levels), expected and observed, and `sparsification` (3, points): share taken away,
+        error of the rest by predicted uncertainty and by the error itself, over that of all.
 
     """
-    mean_pa = predicted.mean_pa()
-    numbers = frame_errors(predicted.median_pa(), mean_pa, log_force)
-    if predicted.sigma_squared is None:
-        return numbers
-    place = int(mean_pa.mean(dim=0).argmax())
-    row, column = divmod(place, mean_pa.shape[-1])
-    there = tuple(part[:, :, row, column] for part in (predicted.mu, predicted.sigma_squared))
-    numbers["pixel"] = torch.tensor([row, column])
-    numbers["bands_pa"] = torch.stack([lognormal.quantile(*there, level) for level in BAND_LEVELS])
-    numbers["pixel_mean_pa"] = lognormal.mean(*there)
-    numbers["pixel_entropy_bits"] = lognormal.entropy_bits(*there)
-    numbers["pixel_true_pa"] = log_force[:, row, column].exp()
+    maps = force_maps(predicted, interval=False)._asdict()
+    curves = {}
     inside = foreground(log_force)
-    if inside.any():
+    if predicted.sigma_squared is not None and inside.any():
         pixels, force = (predicted.mu[:, inside], predicted.sigma_squared[:, inside]), log_force[inside].exp()
-        numbers["calibration"] = torch.stack(lognormal.calibration_curve(*pixels, force))
+        curves["calibration"] = torch.stack(lognormal.calibration_curve(*pixels, force))
         error, sd = (lognormal.mean(*pixels) - force).abs(), lognormal.variance(*pixels).sqrt()
-        curves = [lognormal.sparsification_curve(error, by) for by in (sd, error)]
+        by_sd, by_error = (lognormal.sparsification_curve(error, by) for by in (sd, error))
         chosen = torch.linspace(0, len(error) - 1, min(len(error), CURVE_POINTS)).round().long()
         share = chosen.double() / len(error)
-        numbers["sparsification"] = torch.stack([share, *(curve.cpu()[chosen] for curve in curves)])
-    return numbers
+        curves["sparsification"] = torch.stack([share, *(curve.cpu()[chosen] for curve in (by_sd, by_error))])
+    return {
+        "log_image": _array(log_image),
+        "log_force": _array(log_force),
+        "maps": {name: None if part is None else _array(part) for name, part in maps.items()},
+        "curves": {name: _array(part) for name, part in curves.items()},
+    }
+
+
+def _array(values: Tensor) -> np.ndarray:
+    return values.float().numpy(force=True)  # numpy knows no bfloat16

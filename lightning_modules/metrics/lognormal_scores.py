@@ -122,7 +122,7 @@ def log_loss(module: Any, stage: str, losses: Tensor, log_force: Tensor, *, spre
             _log_pooled(module, f"{stage}/nll_{part}", losses[pixels], batch_size=frames)
 
 
-def log_scores(module: Any, stage: str, predicted: ForceDistribution, log_force: Tensor) -> None:
+def log_scores(module: Any, stage: str, predicted: ForceDistribution, log_force: Tensor) -> dict[str, Tensor]:
     """Add a batch to the scores of a stage, "val" or "test".
 
     Args:
@@ -131,20 +131,23 @@ def log_scores(module: Any, stage: str, predicted: ForceDistribution, log_force:
         predicted: of the batch's frames, all of known truth.
         log_force: (batch, y, x), true ln F, finite.
 
+    Returns:
+        `mae_median_pa` and `mae_mean_pa` of every frame, (batch,) each.
+
     """
-    frames = len(log_force)
+    frames, errors = len(log_force), {}
     force, inside = log_force.exp(), foreground(log_force)
     mean_pa = predicted.mean_pa()
     for name, estimate in (("median", predicted.median_pa()), ("mean", mean_pa)):
         error = (estimate - force).abs()
-        per_frame = error.mean(dim=(1, 2))
+        errors[f"mae_{name}_pa"] = per_frame = error.mean(dim=(1, 2))
         log_mean(module, f"{stage}/mae_{name}_pa", per_frame.mean(), frames, batch_size=frames)
         _log_pooled(module, f"{stage}/mae_{name}_foreground_pa", error[inside], batch_size=frames)
         if stage == "test":
             log_mean(module, f"test/mae_{name}_pa_sd", per_frame, batch_size=frames)
     if predicted.sigma_squared is None:
         _log_pooled(module, f"{stage}/crps_foreground_pa", (mean_pa - force).abs()[inside], batch_size=frames)
-        return
+        return errors
     truth = force[inside]
     pixels = (predicted.mu[:, inside], predicted.sigma_squared[:, inside])  # (draws, pixels)
     _log_pooled(module, f"{stage}/crps_foreground_pa", lognormal.crps(*pixels, truth), batch_size=frames)
@@ -163,6 +166,7 @@ def log_scores(module: Any, stage: str, predicted: ForceDistribution, log_force:
             if own.any()
         ]
         _log_pooled(module, "test/sparsification_error_foreground", force.new_tensor(areas), batch_size=frames)
+    return errors
 
 
 def frame_errors(median_pa: Tensor, mean_pa: Tensor, log_force: Tensor) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tifffile
 
 from datamodules.converters.grey_images import read_grey
 
@@ -39,6 +40,7 @@ def test_a_deep_or_coloured_picture_is_read_only_where_nothing_is_lost(tmp_path)
         ("float.tif", grey.astype(np.float32), "float32"),
         ("colour.png", np.dstack([grey, grey, grey[::-1]]), "colour"),
         ("glass.png", np.dstack([grey] * 4), "transparent"),
+        ("glass.tif", np.dstack([grey] * 4).astype(np.float32), "transparent"),
     ]:
         with pytest.raises(ValueError, match=rf"{name}.*{reason}"):
             read_grey(write(tmp_path / name, image))
@@ -48,6 +50,17 @@ def test_a_deep_or_coloured_picture_is_read_only_where_nothing_is_lost(tmp_path)
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(ValueError, match="cannot be read as an image"):
         read_grey(tmp_path / "text.png")
+
+
+def test_what_cannot_be_read_is_told_in_one_sentence_alone(tmp_path, capfd):
+    (tmp_path / "broken.tif").write_bytes(b"II*\0")
+    tifffile.imwrite(tmp_path / "half.tif", np.ones((5, 6), np.float16))
+    level = cv2.utils.logging.getLogLevel()
+    for name in ("broken.tif", "half.tif"):
+        with pytest.raises(ValueError, match=rf"{name} cannot be read as an image: .*no TIFF.* of whole numbers"):
+            read_grey(tmp_path / name)
+    assert capfd.readouterr().err == ""
+    assert cv2.utils.logging.getLogLevel() == level
 
 
 def test_a_missing_file_is_told_by_its_path(tmp_path):

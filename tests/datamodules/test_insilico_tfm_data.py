@@ -278,6 +278,7 @@ def test_own_images_of_any_size_and_kind_are_predicted_on(make, tmp_path):
         "eight.png": np.arange(48, dtype=np.uint8).reshape(6, 8),
         "sixteen.tif": np.full((10, 12), 40_000, np.uint16),
         "float.tif": np.full((5, 5), 123.5, np.float32),
+        "black.tif": np.zeros((7, 5), np.float32),
     }
     for name, picture in pictures.items():
         assert cv2.imwrite(str(tmp_path / name), picture)
@@ -305,10 +306,12 @@ def test_own_images_that_cannot_be_read_are_refused_before_anything_is_predicted
     (tmp_path / "broken.tif").write_bytes(b"II*")
     bad = np.full((4, 4), np.nan, np.float32)
     assert cv2.imwrite(str(tmp_path / "nan.tif"), bad)
+    assert cv2.imwrite(str(tmp_path / "scaled.tif"), np.full((4, 4), 0.25, np.float32))
     assert cv2.imwrite(str(tmp_path / "colour.png"), np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
     for name, said in (
         ("broken.tif", "broken.tif cannot be read as an image"),
         ("nan.tif", "nan.tif has 16 pixels that are NaN or infinite"),
+        ("scaled.tif", "scaled.tif has no value above 0.25, as if scaled to 1: save it with its grey levels"),
         ("colour.png", "colour.png is a colour or transparent image"),
     ):
         with pytest.raises(ValueError, match=said):

@@ -125,8 +125,9 @@ def test_what_is_unknown_is_said(missing: list[str]) -> None:
 def test_a_pixels_series_is_in_order_of_time_with_its_bands_inside_each_other() -> None:
     time = np.array([60.0, 0.0, 30.0])
     levels = np.array([1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0])
-    bands = levels[:, None] + time / 30
-    figure = drawn(pixel_over_time(bands, 7 + time, time, np.array([9.0, 7.0, 8.0]), time_s=time, pixel=(3, 4)))
+    series = {"bands_pa": levels[:, None] + time / 30, "mean_pa": 7 + time, "entropy_bits": time}
+    series |= {"true_pa": np.array([9.0, 7.0, 8.0]), "time_s": time}
+    figure = drawn(pixel_over_time(**series, pixel=(3, 4)))
     force, entropy = figure.axes
     edges = [band.get_paths()[0].vertices[:, 1] for band in force.collections]
     spans = [(edge.min(), edge.max()) for edge in edges]
@@ -148,6 +149,22 @@ def test_errors_over_time_are_one_line_per_cell_with_mean_and_deviation() -> Non
     assert not unknown.axes[0].lines
 
 
+def test_errors_of_many_cells_are_their_mean_and_deviation_at_every_time() -> None:
+    """As figure 4; a time that one cell alone has is in that cell's line only."""
+    groups = [cell for cell in "abcde" for _ in range(2)] + ["a"]
+    time, error = np.array([0.0, 30.0] * 5 + [60.0]), np.array([1, 2, 2, 2, 3, 2, 4, 2, 5, 7, 99.0])
+    figure = drawn(error_over_time({"mean": error}, time_s=time, groups=groups, name="MAE"))
+    (mean,) = (line for line in figure.axes[0].lines if not str(line.get_label()).startswith("_"))
+    np.testing.assert_array_equal(mean.get_xdata(), [0, 30])
+    np.testing.assert_allclose(mean.get_ydata(), [3, 3])
+    assert str(mean.get_label()) == f"5 cells, mean: {error.mean():.3g} ± {error.std():.2g} Pa"
+    assert len(figure.axes[0].lines) == 6
+    edge = figure.axes[0].collections[0].get_paths()[0].vertices
+    np.testing.assert_allclose([edge[:, 1].min(), edge[:, 1].max()], [1, 5])  # 3 ± 2 at 30 s
+    alone = error_over_time({"mean": error[:4]}, time_s=np.arange(4.0), groups=list("abcd"), name="MAE")
+    assert drawn(alone).axes[0].lines
+
+
 def test_calibration_and_sparsification_state_their_areas() -> None:
     levels = np.linspace(0.05, 0.95, 19)
     assert drawn(calibration_plot(levels, levels + 0.02)).axes[0].get_title() == "mean distance 0.020"
@@ -162,15 +179,16 @@ def frames(**changes: np.ndarray) -> dict[str, Figure]:
     spread = {name: np.ones((FRAMES, SIDE, SIDE)) for name in ("aleatoric_sd_pa", "epistemic_sd_pa")}
     spread |= {name: rng.random((FRAMES, SIDE, SIDE)) for name in ("coefficient_of_variation", "entropy_bits")}
     forces = {name: np.exp(log_force) for name in ("median_pa", "mean_pa")}
-    errors = {f"mae_{name}_pa": rng.random(FRAMES) for name in ("mean", "median")}
-    series = {name: rng.random(FRAMES) for name in ("pixel_mean_pa", "pixel_entropy_bits", "pixel_true_pa")}
+    time_s = 2160.0 * np.arange(FRAMES)
+    errors = {"time_s": time_s, **{f"mae_{name}_pa": rng.random(FRAMES) for name in ("mean", "median")}}
+    series = {name: rng.random(FRAMES) for name in ("mean_pa", "entropy_bits", "true_pa")}
+    series |= {"pixel": (3, 4), "bands_pa": rng.random((7, FRAMES)), "time_s": time_s}
     curves = {"calibration": np.tile(np.linspace(0.1, 0.9, 9), (2, 1)), "sparsification": rng.random((3, 20))}
-    numbers = {**errors, **series, **curves, "pixel": np.array([3, 4]), "bands_pa": rng.random((7, FRAMES))}
     given = {
         **{"log_image": 5 + rng.random((FRAMES, SIDE, SIDE)), "log_force": log_force},
-        **{"maps": {**forces, **spread}, "numbers": numbers, "pixel_size_um": np.full(FRAMES, 0.2)},
-        **{"time_s": 2160.0 * np.arange(FRAMES), "sample_ids": [f"s{i}" for i in range(FRAMES)]},
-        **{"groups": ["cell"] * FRAMES},
+        **{"maps": {**forces, **spread}, "curves": curves, "pixel_size_um": np.full(FRAMES, 0.2)},
+        **{"time_s": time_s, "sample_ids": [f"s{i}" for i in range(FRAMES)], "groups": ["cell"] * FRAMES},
+        **{"errors": errors, "cells": ["cell"] * FRAMES, "pixel": series},
     }
     return {name: drawn(figure) for name, figure in force_figures(**{**given, **changes}).items()}
 
@@ -184,13 +202,15 @@ def test_a_movie_gets_all_figures_and_figure_2_the_published_time() -> None:
 
 def test_single_images_of_unknown_truth_get_the_maps_alone() -> None:
     unknown = np.full(FRAMES, np.nan)
-    errors = {f"mae_{name}_pa": unknown for name in ("mean", "median")}
+    errors = {"time_s": unknown, **{f"mae_{name}_pa": unknown for name in ("mean", "median")}}
     force = np.ones((FRAMES, SIDE, SIDE))
     blank = dict.fromkeys(("aleatoric_sd_pa", "epistemic_sd_pa", "coefficient_of_variation", "entropy_bits"))
     figures = frames(
         log_force=np.full((FRAMES, SIDE, SIDE), np.nan),
         maps={"median_pa": force, "mean_pa": force, **blank},
-        numbers=errors,
+        curves={},
+        errors=errors,
+        pixel=None,
         time_s=unknown,
     )
     assert set(figures) == {"uncertainty"}

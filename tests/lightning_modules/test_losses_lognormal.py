@@ -1,4 +1,4 @@
-"""Eq. 1 by hand, against torch and by its minimum; the floor and the two parts of a frame."""
+"""Eq. 1 by hand, against torch and by its minimum; the floor."""
 
 import math
 
@@ -11,7 +11,6 @@ from torch.distributions import LogNormal
 
 from lightning_modules.losses.lognormal import (
     SIGMA_FLOOR,
-    apart,
     floored_variance,
     negative_log_likelihood,
     pixel_losses,
@@ -76,23 +75,10 @@ def test_the_floor_bounds_the_loss_and_keeps_a_gradient():
     assert floored_variance(torch.tensor(3.0), sigma_floor=4.0).item() == 25
 
 
-def test_foreground_and_background_come_apart():
-    log_force = torch.tensor([[0.0, 2.0], [0.0, 1.0], [0.0, 3.0]])
-    losses = torch.tensor([[1.0, 10.0], [2.0, 20.0], [6.0, 60.0]])
-    parts = apart(losses, log_force)
-    assert (parts.foreground.item(), parts.background.item()) == (30, 3)
-    assert parts.foreground_share.item() == 0.5
-    nothing = apart(losses, torch.zeros(3, 2))
-    assert nothing.foreground.isnan()
-    assert (nothing.background.item(), nothing.foreground_share.item()) == (16.5, 0)
-
-
 def test_bad_arguments_are_refused():
     one, two = torch.ones(1), torch.ones(2)
     with pytest.raises(ValueError, match="mu, sigma and log_force must have one shape"):
         negative_log_likelihood(one, two, two)
-    with pytest.raises(ValueError, match="losses and log_force must have one shape"):
-        apart(one, two)
     for floor in (-1.0, math.nan):
         with pytest.raises(ValueError, match="sigma_floor must not be negative"):
             negative_log_likelihood(one, one, one, sigma_floor=floor)

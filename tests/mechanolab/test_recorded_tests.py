@@ -145,6 +145,19 @@ def test_a_trained_run_is_tested_under_other_conditions(
     assert (runs / "toy_net" / "noisy" / "predictions" / "test" / "predictions.h5").is_file()
 
 
+def test_what_is_not_recorded_leaves_the_runs_figures_unless_it_is_the_runs_own_test(
+    runs: Path, toy: ModuleType
+) -> None:
+    trained = toy.write_trained_run(runs, "trained", factor=1.25, batches_seen=7)
+    assert main(["test", "toy_net", "--run", "trained"]) == 0
+    before = snapshot(trained / "figures")
+    assert "test_field.png" in before
+    assert main(["test", "toy_net", "--run", "trained", "data.youngs_modulus_pa=20.0"]) == 0
+    assert snapshot(trained / "figures") == before
+    assert main(["test", "toy_net", "--run", "trained"]) == 0
+    assert snapshot(trained / "figures") != before  # written anew
+
+
 def test_a_recorded_test_and_a_trained_run_cannot_take_each_others_place(
     runs: Path, toy: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:

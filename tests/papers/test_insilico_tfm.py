@@ -218,6 +218,10 @@ def test_bfloat16_predicts_nearly_the_same():
         outputs = module(batch.image)
     assert outputs.dtype == torch.float32
     torch.testing.assert_close(outputs, expected, atol=0.05 * expected.std().item(), rtol=0.05)
+    halved = [part.bfloat16() if isinstance(part, torch.Tensor) else part for part in batch]
+    whole = copy.deepcopy(module).bfloat16()
+    assert whole.predict_step(ForceImageBatch(*halved), 0).median_pa.dtype == torch.float32
+    assert "uncertainty" in whole.figures(ForceImageBatch(*halved))
 
 
 # -- scores -----------------------------------------------------------------------------------------------------------
@@ -271,6 +275,26 @@ def test_a_true_distribution_is_calibrated_and_a_too_narrow_one_is_not():
     assert scores[0.5]["test/coverage_95_foreground"] == pytest.approx(math.erf(0.98 / math.sqrt(2)), abs=0.015)
     assert scores[1.0]["test/calibration_error_foreground"] < 0.01 < scores[0.5]["test/calibration_error_foreground"]
     assert scores[1.0]["test/crps_foreground_pa"] < scores[0.5]["test/crps_foreground_pa"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["insilico_tfm", "insilico_tfm_zero"])
+def test_curves_over_time_are_of_all_frames_of_a_stage_however_few_are_drawn(name, monkeypatch):
+    monkeypatch.setattr(insilico_tfm, "FIGURE_FRAMES", 2)
+    module = build(name, draws=2) if name == "insilico_tfm" else build(name)
+    module.training_free or shaken(module)
+    batches = Batches([batch_of(3), batch_of(3, first=3)])
+    for run in (trainer().test, trainer().predict):
+        run(module, batches)
+        figures = module.figures(batches[0])
+        errors = figures["error"].axes[0].lines
+        np.testing.assert_array_equal(errors[0].get_xdata(), 30 * np.arange(6))
+        with torch.no_grad():
+            expected = torch.cat([module.eval().predict_step(batch, 0).mae_mean_pa for batch in batches])
+        np.testing.assert_allclose(errors[0].get_ydata(), expected, rtol=1e-4)
+        assert ("pixel" in figures) is not module.training_free
+        if "pixel" in figures:
+            np.testing.assert_array_equal(figures["pixel"].axes[1].lines[0].get_xdata(), 30 * np.arange(6))
 
 
 def test_frames_without_truth_take_no_part():
