@@ -375,9 +375,14 @@ def _figures(module: Any, batch: ForceImageBatch) -> dict[str, Any]:
     with evaluation_mode(module):
         predicted = module.predicted(frames, getattr(module, "_shown_draws", None))
         arrays = drawn_arrays(predicted, log_image=frames.image[:, 0], log_force=frames.log_traction[:, 0])
-    numbers = {name: getattr(frames, name).float().numpy(force=True) for name in ("pixel_size_um", "time_s")}
     seen: FrameSeries = module.frames_seen
     return force_figures(
-        **{**arrays, **numbers, "sample_ids": frames.sample_id, "groups": frames.group},
-        **{"errors": seen.numbers(), "cells": seen.groups, "pixel": seen.pixel(frames.group[0])},
+        **arrays,
+        pixel_size_um=frames.pixel_size_um.float().numpy(force=True),
+        time_s=frames.time_s.float().numpy(force=True),
+        sample_ids=frames.sample_id,
+        groups=frames.group,
+        errors=seen.numbers(),
+        cells=seen.groups,
+        pixel=seen.pixel(frames.group[0]),
     )

@@ -56,7 +56,7 @@ def force_figures(
     Args:
         log_image: (frames, y, x), ln of the grey value.
         log_force: (frames, y, x), ln of the traction in Pa; NaN where unknown.
-        maps: (frames, y, x) by the names of `metrics.lognormal_maps.ForceMaps`, or None.
+        maps: (frames, y, x) by the names of `metrics.lognormal_maps.MAPS`, or None.
         curves: `calibration` and `sparsification` of these frames, as `metrics.lognormal_maps.drawn_arrays` has them.
         pixel_size_um: (frames,).
         time_s: (frames,); NaN for a frame of no movie.

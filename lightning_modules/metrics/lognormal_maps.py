@@ -18,19 +18,6 @@ from lightning_modules.metrics.lognormal_scores import ForceDistribution, foregr
 CURVE_POINTS = 200
 
 
-class ForceMaps(NamedTuple):
-    """Maps (batch, y, x) in Pa but for coefficient and entropy; None where the prediction is no distribution."""
-
-    median_pa: Tensor
-    mean_pa: Tensor
-    aleatoric_sd_pa: Tensor | None
-    epistemic_sd_pa: Tensor | None
-    coefficient_of_variation: Tensor | None
-    entropy_bits: Tensor | None
-    lower_pa: Tensor | None
-    upper_pa: Tensor | None
-
-
 class ForcePrediction(NamedTuple):
     """What is written of every image: maps (batch, y, x), numbers (batch,); without a distribution no spread: None."""
 
@@ -60,21 +47,25 @@ class ForcePrediction(NamedTuple):
     coverage_95_foreground: Tensor | None
 
 
-def force_maps(predicted: ForceDistribution, *, interval: bool = True) -> ForceMaps:
-    """All maps of a batch; `interval` says whether the ends of the 95 % interval are among them."""
-    median_pa, mean_pa = predicted.median_pa(), predicted.mean_pa()
+MAPS = ForcePrediction._fields[: ForcePrediction._fields.index("time_s")]
+
+
+def force_maps(predicted: ForceDistribution, *, interval: bool = True) -> dict[str, Tensor | None]:
+    """The maps of a batch by name; without `interval` the ends of the 95 % interval are None."""
+    maps: dict[str, Tensor | None] = dict.fromkeys(MAPS)
+    maps |= {"median_pa": predicted.median_pa(), "mean_pa": predicted.mean_pa()}
     if predicted.sigma_squared is None:
-        return ForceMaps(median_pa, mean_pa, *[None] * 6)
+        return maps
     pair = (predicted.mu, predicted.sigma_squared)
-    return ForceMaps(
-        median_pa,
-        mean_pa,
-        lognormal.aleatoric_variance(*pair).sqrt(),
-        lognormal.epistemic_variance(*pair).sqrt(),
-        lognormal.coefficient_of_variation(*pair),
-        lognormal.entropy_bits(*pair),
-        *(lognormal.interval(*pair, probability=0.95) if interval else (None, None)),
-    )
+    maps |= {
+        "aleatoric_sd_pa": lognormal.aleatoric_variance(*pair).sqrt(),
+        "epistemic_sd_pa": lognormal.epistemic_variance(*pair).sqrt(),
+        "coefficient_of_variation": lognormal.coefficient_of_variation(*pair),
+        "entropy_bits": lognormal.entropy_bits(*pair),
+    }
+    if interval:
+        maps["lower_pa"], maps["upper_pa"] = lognormal.interval(*pair, probability=0.95)
+    return maps
 
 
 def force_prediction(
@@ -89,16 +80,16 @@ def force_prediction(
         time_s: (batch,).
 
     """
-    maps = force_maps(predicted)
-    lower, upper = maps.lower_pa, maps.upper_pa
+    maps: dict[str, Any] = force_maps(predicted)
+    lower, upper = maps["lower_pa"], maps["upper_pa"]
     coverage = None
     if lower is not None and upper is not None:
         inside, force = foreground(log_force), log_force.exp()
         coverage = ((force >= lower) & (force <= upper) & inside).sum(dim=(1, 2)) / inside.sum(dim=(1, 2))
-    total_nn = maps.median_pa.sum(dim=(1, 2)) * pixel_size_um.square() * 1e-3
-    errors = frame_errors(maps.median_pa, maps.mean_pa, log_force)
+    total_nn = maps["median_pa"].sum(dim=(1, 2)) * pixel_size_um.square() * 1e-3
+    errors = frame_errors(maps["median_pa"], maps["mean_pa"], log_force)
     numbers = {"time_s": time_s, "total_force_nn": total_nn, "coverage_95_foreground": coverage}
-    return ForcePrediction(**maps._asdict(), **numbers, **errors)
+    return ForcePrediction(**maps, **numbers, **errors)
 
 
 def drawn_arrays(predicted: ForceDistribution, *, log_image: Tensor, log_force: Tensor) -> dict[str, Any]:
@@ -110,12 +101,12 @@ def drawn_arrays(predicted: ForceDistribution, *, log_image: Tensor, log_force: 
         log_force: (frames, y, x), true ln F; NaN where it is unknown.
 
     Returns:
-        `log_image`, `log_force`, `maps` by the names of `ForceMaps`, and `curves`: of a distribution where there is a
+        `log_image`, `log_force`, `maps` by the names of `MAPS`, and `curves`: of a distribution where there is a
         foreground `calibration` (2, levels), expected and observed, and `sparsification` (3, points): share taken away,
         error of the rest by predicted uncertainty and by the error itself, over that of all.
 
     """
-    maps = force_maps(predicted, interval=False)._asdict()
+    maps = force_maps(predicted, interval=False)
     curves = {}
     inside = foreground(log_force)
     if predicted.sigma_squared is not None and inside.any():

@@ -30,7 +30,6 @@ from torch.nn import functional
 from lightning_modules.networks.dense_block import DenseBlock, batch_norm
 
 SIGMA_START = 1.0
-_HEAD = ("weight", "bias")
 
 
 class BayesianTiramisu(nn.Module):
@@ -105,7 +104,8 @@ class BayesianTiramisu(nn.Module):
         features = self.features(image)
         with torch.autocast(features.device.type, enabled=False):  # bfloat16's 8 bits are too few for a logarithm
             features = features.to(self.mu.weight.dtype)
-            weight, bias = (torch.cat([getattr(head, name) for head in (self.mu, self.sigma)]) for name in _HEAD)
+            weight = torch.cat((self.mu.weight, self.sigma.weight))
+            bias = torch.cat((self.mu.bias, self.sigma.bias))
             mu, before = _pointwise(features, weight, bias).split(1, dim=1)
             return torch.cat((mu, functional.softplus(before)), dim=1)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -85,14 +86,14 @@ def _row(
     from lightning_modules.networks.physics_layer import PhysicsLayer, um_from_voxels
     from lightning_modules.networks.volume_correlation import VolumeCorrelation
 
+    answer = method if isinstance(method, VolumeCorrelation) else partial(reaching_far, method)
     physics = PhysicsLayer()
     seconds, errors = [], []
     for number in range(ROUNDS):
         for pair in pairs:
             _wait(device)
             began = time.perf_counter()
-            near_and_far = isinstance(method, VolumeCorrelation)
-            displacement = method(pair.volumes) if near_and_far else reaching_far(method, pair.volumes)
+            displacement = answer(pair.volumes)
             mechanics = physics(um_from_voxels(displacement, pair.gel["voxel_size_um"]), **pair.gel)
             _wait(device)
             seconds.append(time.perf_counter() - began)
