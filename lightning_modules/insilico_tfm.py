@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -57,6 +57,14 @@ FIGURE_FRAMES = 10
 """Of a batch, spread evenly: as many as figure 1 has."""
 
 
+def _data_fault(module: Mapping[str, Any], data: Mapping[str, Any]) -> str | None:
+    """Why training crops of these data are too small: `<key of data> <reason and mend>`; None where they are not."""
+    step, side = 2 ** module["blocks"], data.get("crop_px", 0)
+    if not 0 < side <= step or data["batch_size"] > 1:
+        return None
+    return f"crop_px must be above {step} px with batch_size 1, or one value is left to normalise, got {side}: raise it"
+
+
 def _forget_frames(self: Any) -> None:
     """Begin the curves over a stage's frames anew."""
     self.frames_seen.clear()
@@ -87,6 +95,7 @@ class BayesianTractionRegression(LightningModule):
 
     training_free: bool = False
     needs_find_unused_parameters: bool = False
+    data_fault = staticmethod(_data_fault)
     on_validation_start = on_test_start = on_predict_start = _forget_frames
 
     def __init__(

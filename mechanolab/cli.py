@@ -129,26 +129,27 @@ def _predict(options: argparse.Namespace) -> int:
         split=options.split,
         inputs=inputs,
         pixel_size_um=options.pixel_size_um,
+        own_dataset=_run_config(options, as_made=True)["data"].get("dataset"),
     )
     if is_first_rank():
         print(f"predictions: {out}")
     return 0
 
 
-def _run_config(options: argparse.Namespace) -> dict[str, Any]:
-    """A run's own configuration, or the experiment's where no run is named."""
+def _run_config(options: argparse.Namespace, *, as_made: bool = False) -> dict[str, Any]:
+    """A run's own configuration, or the experiment's where no run is named; `as_made` without the words' changes."""
     from mechanolab.config import compose, override
     from mechanolab.runs import read_config, run_folder
 
-    values = _values(options)
+    values, overrides = (None, []) if as_made else (_values(options), options.overrides)
     if options.run_id is None:
-        return compose(options.experiment, values=values, overrides=options.overrides)
+        return compose(options.experiment, values=values, overrides=overrides)
     folder = run_folder(Path(options.experiment).stem, options.run_id)
     if not folder.is_dir():
         from mechanolab.checkpoints import checkpoint_file
 
         checkpoint_file(folder, "best")
-    return override(read_config(folder), options.overrides, values=values)
+    return override(read_config(folder), overrides, values=values)
 
 
 def _values(options: argparse.Namespace) -> dict[str, Any] | None:

@@ -47,12 +47,14 @@ def predict(
     split: str = "test",
     inputs: Sequence[Path] = (),
     pixel_size_um: float | None = None,
+    own_dataset: str | None = None,
 ) -> Path:
     """Write predictions for a stored split or for the user's own files, of a run or of a training-free module.
 
     Returns:
-        The folder that holds the predictions: `predictions/<split or input>` of the run's folder, or of the
-        experiment's where no run is named.
+        The folder that holds the predictions, in the run's folder or, where no run is named, the experiment's:
+        `predictions/<split>`, `predictions/<dataset>-<split>` for a data set that is not `own_dataset`, which the run
+        was made with, or `predictions/input-<name>`.
 
     Raises:
         RequestError: no such run, checkpoint, split or file.
@@ -68,7 +70,10 @@ def predict(
     except (ValueError, OSError) as error:
         raise RequestError(last_line(error)) from None
     set_up(parts.data, "predict")
-    name = f"input-{inputs[0].resolve().stem}" if inputs else split
+    dataset = config["data"].get("dataset")
+    name = split if dataset == own_dataset else f"{dataset}-{split}".replace("/", "-")
+    if inputs:
+        name = f"input-{inputs[0].resolve().stem}"
     folder = runs.runs_root() / experiment if run_id is None else runs.run_folder(experiment, run_id)
     out = folder / runs.PREDICTIONS / name
     trainer, _ = make_trainer(parts, None, extra=[PredictionWriter(out, config)])

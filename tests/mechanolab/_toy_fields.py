@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from mechanolab import config, launch
 
+OWN_DATA = {"dataset": "twin", "split": "default", "youngs_modulus_pa": 10.0}
 EXPERIMENTS: dict[str, Any] = {
     "_defaults": {
         "seed": 0,
@@ -27,12 +28,12 @@ EXPERIMENTS: dict[str, Any] = {
     },
     "toy": {
         "module": {"class_path": "lightning_modules.toy.Method", "gain": 2.0},
-        "data": {"class_path": "datamodules.toy.Fields", "split": "default", "youngs_modulus_pa": 10.0},
+        "data": {"class_path": "datamodules.toy.Fields", **OWN_DATA},
         "monitor": {"metric": "test/traction_error", "mode": "min"},
     },
     "toy_net": {
         "module": {"class_path": "lightning_modules.toy.Network", "gain": 2.0},
-        "data": {"class_path": "datamodules.toy.Fields", "split": "default", "youngs_modulus_pa": 10.0},
+        "data": {"class_path": "datamodules.toy.Fields", **OWN_DATA},
         "monitor": {"metric": "val/traction_error", "mode": "min"},
     },
 }
@@ -124,7 +125,9 @@ class Fields(LightningDataModule):
     data_folder = None
     sizes = ((6, 8),) * 5
 
-    def __init__(self, *, data_root: str, seed: int, split: str, youngs_modulus_pa: float) -> None:
+    def __init__(
+        self, *, data_root: str, seed: int, split: str, youngs_modulus_pa: float, dataset: str = "twin"
+    ) -> None:
         super().__init__()
         if youngs_modulus_pa <= 0:
             raise ValueError(f"youngs_modulus_pa must be positive, got {youngs_modulus_pa}")

@@ -137,6 +137,21 @@ def test_a_trained_module_needs_a_run_and_predicts_into_its_folder(
         assert float(mine["strength_pa"]) == pytest.approx(5.0 * float(other["strength_pa"]), rel=1e-6)
 
 
+def test_predictions_for_another_data_set_stand_beside_those_for_ones_own(toy: ModuleType, tmp_path: Path) -> None:
+    run = toy.write_trained_run(tmp_path / "runs", "trained", factor=5.0, batches_seen=7)
+    for words in (["toy_net", "--run", "trained"], ["toy"]):
+        assert main(["predict", *words]) == 0
+        assert main(["predict", *words, "data.dataset=new/day", "--split", "val"]) == 0
+        assert main(["predict", *words, "data.dataset=new/day"]) == 0
+    for folder in (run, tmp_path / "runs" / "toy"):
+        found = {path.name: yaml.safe_load((path / "config.yaml").read_text()) for path in folder.glob("predictions/*")}
+        assert {name: config["data"]["dataset"] for name, config in found.items()} == {
+            "test": "twin",
+            "new-day-val": "new/day",
+            "new-day-test": "new/day",
+        }
+
+
 def test_no_run_can_take_the_place_of_the_predictions(
     toy: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

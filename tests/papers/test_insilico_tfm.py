@@ -12,7 +12,7 @@ from torch import nn
 from datamodules.batches import ForceImageBatch
 from lightning_modules import insilico_tfm
 from lightning_modules.insilico_tfm import BayesianTractionRegression, ConstantForce, ZeroForce
-from mechanolab.config import compose
+from mechanolab.config import RequestError, compose
 
 CLASSES = {
     "insilico_tfm": BayesianTractionRegression,
@@ -351,3 +351,11 @@ def test_a_checkpoint_alone_gives_the_same_answers(name, tmp_path):
 def test_bad_arguments_are_refused_by_name(name, changes, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         build(name, **changes)
+
+
+def test_a_crop_of_which_the_halvings_leave_one_value_is_refused_in_advance():
+    words = ["module.blocks=5", "data.batch_size=1"]
+    with pytest.raises(RequestError, match=r"^data\.crop_px must be above 32 px with batch_size 1, .* got 32: raise it"):
+        compose("insilico_tfm_small", overrides=[*words, "data.crop_px=32"])
+    assert compose("insilico_tfm_small", overrides=[*words, "data.crop_px=33"])["data"]["crop_px"] == 33
+    assert compose("insilico_tfm_small", overrides=["module.blocks=5", "data.crop_px=32"])["data"]["batch_size"] == 8
