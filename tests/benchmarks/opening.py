@@ -44,29 +44,24 @@ GOAL_MB = 100.0
 FIELDS = {"image": {"axes": "cyx", "unit": "grey level"}}
 SCHEME = {"unit": "group", "train": 0.8, "val": 0.1, "test": 0.1}
 
-# VmHWM, not getrusage: Linux hands the peak of the process that started this one down to ru_maxrss
 PROBE = """
 import json, sys, time
-from pathlib import Path
 import torch
+from tests.benchmarks._memory import forget_peak, peak_mib
 
-def peak_mb():
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
-
-Path("/proc/self/clear_refs").write_text("5")  # the peak of the imports is forgotten
-before = peak_mb()
+forget_peak()  # the peak of the imports is forgotten
+before = peak_mib()
 from datamodules.shards.reader import ShardDataset
 from datamodules.shards.sampler import EpochBatchSampler
 began = time.perf_counter()
 dataset = ShardDataset(sys.argv[1], **json.loads(sys.argv[2]))
 opened = time.perf_counter()
-after_opening = peak_mb()
+after_opening = peak_mib()
 seen = sum(len(batch) for batch in EpochBatchSampler(len(dataset), batch_size=32, seed=0, shuffle=True))
 walked = time.perf_counter()
 assert seen == len(dataset)
 print(json.dumps({"samples": seen, "opening": opened - began, "opening MB": after_opening - before,
-                  "walking": walked - opened, "walking MB": peak_mb() - before}))
+                  "walking": walked - opened, "walking MB": peak_mib() - before}))
 """
 
 

@@ -37,26 +37,21 @@ ROUNDS = 3
 WRITTEN = 1000
 RESIDENT_LIMIT = 0.1
 
-# VmHWM, not getrusage: Linux hands the peak of the process that started this one down to ru_maxrss
 WRITING_PROBE = """
 import json, sys, time
-from pathlib import Path
 import numpy as np
 from datamodules.batches import Sample
 from datamodules.shards.writer import write_dataset
-
-def peak_mb():
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
+from tests.benchmarks._memory import forget_peak, peak_mib
 
 count = int(sys.argv[2])
 base = np.random.default_rng(0).standard_normal((1, 256, 256), dtype=np.float32)
 samples = (Sample(f"s{n:06d}", f"g{n // 10}", {"field": base + np.float32(n)}) for n in range(count))
-Path("/proc/self/clear_refs").write_text("5")  # the peak of the imports is forgotten
-before, began = peak_mb(), time.perf_counter()
+forget_peak()  # the peak of the imports is forgotten
+before, began = peak_mib(), time.perf_counter()
 write_dataset(sys.argv[1], samples, stem="benchmark", fields={"field": {"axes": "cyx", "unit": "1"}}, splits={},
               seed=0, provenance={})
-print(json.dumps({"rate": count / (time.perf_counter() - began), "growth": peak_mb() - before}))
+print(json.dumps({"rate": count / (time.perf_counter() - began), "growth": peak_mib() - before}))
 """
 
 Key = tuple[str, int, str]

@@ -16,11 +16,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import MethodType
 from typing import Any
 
 import torch
+
+from tests.benchmarks._memory import peak_mib, resident_mib
 
 ROUNDS = 3
 SIDE_PX = 256
@@ -142,15 +143,9 @@ def measure_peak(kind: str, name: str, device: str) -> float:
         before = torch.cuda.memory_allocated()
         work(network, image)
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    before = _memory_mib("VmRSS")
+    before = resident_mib()
     work(network, image)
-    return _memory_mib("VmHWM") - before
-
-
-def _memory_mib(name: str) -> float:
-    """A line of the kernel's account of this process; getrusage's peak is inherited from the process that began it."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
+    return peak_mib() - before
 
 
 def _draws(network: Any, image: torch.Tensor, device: str) -> list[dict[str, object]]:

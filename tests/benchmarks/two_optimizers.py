@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import os
-import resource
 import statistics
 import time
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from datamodules.batches import TranslationBatch
+from tests.benchmarks._memory import peak_mib
 
 ROUNDS = 2
 SKIPPED = 1
@@ -70,7 +70,7 @@ def _row(name: str, size: int, count: int, steps: int, device: str, precision: s
         if number == 0 and device == "cpu":
             pairs = zip(measured.parameters(), reference.parameters(), strict=True)
             assert all(torch.equal(one, other) for one, other in pairs), "the two loops do not compute the same"
-    peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak_gib = peak_mib() / 1024
     if device == "cuda":
         peak_gib = torch.cuda.max_memory_allocated() / 2**30
     return {
