@@ -41,6 +41,8 @@ from datamodules.shards.reader import ShardDataset
 from datamodules.shards.stacking import stack
 from datamodules.shards.stored_splits import InMemory, StoredSplits, loader
 
+SAME_SCALE = 0.05
+"""By how much the pixel sizes of training and prediction may differ without a word."""
 _FIELDS = ("image", "traction_pa", "pixel_size_um", "time_s")
 
 
@@ -164,8 +166,8 @@ class ForceImageData(LightningDataModule):
         """Choose what `predict_dataloader` yields: a split of the data set, or the images in `files`.
 
         Images are grey TIFF, PNG, JPEG or BMP of 8 or 16 bits or float, of any size; grey levels are taken as they
-        are, and nothing is resized: they should have the pixel size that was trained on, `pixel_size_um` is only passed
-        on (NaN where it is not given). All are read here, so that a bad one is told before anything is predicted:
+        are, and nothing is resized: they should have the pixel size that was trained on, and are told of where
+        `pixel_size_um` (NaN where it is not given) is another. All are read here, so that a bad one is told before anything is predicted:
         FileNotFoundError or ValueError with its name. Their traction and time are NaN, their id and group the file
         name.
         """
@@ -174,6 +176,7 @@ class ForceImageData(LightningDataModule):
             self._own = None
         else:
             self._own = InMemory(force_frames.read_own_frames(files, pixel_size_um=pixel_size_um))
+            self._tell_pixel_size(pixel_size_um)
 
     def prepare_data(self) -> None:
         """Check that the data set exists; FileNotFoundError says how to make it."""
@@ -284,6 +287,21 @@ class ForceImageData(LightningDataModule):
             print(
                 f"{left_out} of {frames} training frames are left out: the cell's box with its margin is smaller than "
                 f"{self._augmentation.crop_px} px",
+                file=sys.stderr,
+            )
+
+    def _tell_pixel_size(self, pixel_size_um: float | None) -> None:
+        """Say once where own images are of another scale than those that were trained on, as far as these are here."""
+        if pixel_size_um is None:
+            return
+        try:
+            trained_um = float(self.splits.open("train", ["pixel_size_um"])[0].fields["pixel_size_um"])
+        except (ValueError, OSError, IndexError):
+            return
+        if abs(pixel_size_um - trained_um) > SAME_SCALE * trained_um:
+            print(
+                f"the network was trained on {trained_um:g} um per pixel, these images have {pixel_size_um:g}: nothing "
+                f"is resized, so resize them to {trained_um:g} um for a prediction that can be trusted",
                 file=sys.stderr,
             )
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,12 +36,8 @@ from lightning_modules.losses.step_sizes import rise_and_fall
 from lightning_modules.metrics.epoch_means import log_step, reset_training_metrics
 from lightning_modules.metrics.frame_series import FrameSeries
 from lightning_modules.metrics.lognormal_maps import ForcePrediction, drawn_arrays, force_prediction
-from lightning_modules.metrics.lognormal_scores import (
-    ForceDistribution,
-    force_metrics,
-    log_loss,
-    log_scores,
-)
+from lightning_modules.metrics.lognormal_scores import ForceDistribution, force_metrics, log_loss, log_scores
+from lightning_modules.networks import batch_moments
 from lightning_modules.networks.evaluation_mode import evaluation_mode
 from lightning_modules.networks.tiling import on_any_size
 from lightning_modules.networks.tiramisu import BayesianTiramisu
@@ -49,20 +45,12 @@ from lightning_modules.networks.tiramisu import BayesianTiramisu
 LOSSES = ("log_normal", "squared_error")
 STATISTICS = ("median", "mean")
 WHOLE_PX, TILE_PX, HALO_PX = 2048, 1024, 256
-"""Longest side of an image in one piece; side of a tile of a longer one, and what it sees around itself. The published
-network sees up to 960 px far, nearly all of its weight lies much closer."""
+"""Longest side of an image in one piece; side of a tile of a longer one, and what it sees around itself, of the 960 px
+that the published network could see."""
 BIN_WIDTH, BINS = 1e-3, 16_000
 """Of ln F, in which the training forces are counted: a tenth of a percent, up to 9 MPa."""
 FIGURE_FRAMES = 10
-"""Of a batch, spread evenly: as many as figure 1 has."""
-
-
-def _data_fault(module: Mapping[str, Any], data: Mapping[str, Any]) -> str | None:
-    """Why training crops of these data are too small: `<key of data> <reason and mend>`; None where they are not."""
-    step, side = 2 ** module["blocks"], data.get("crop_px", 0)
-    if not 0 < side <= step or data["batch_size"] > 1:
-        return None
-    return f"crop_px must be above {step} px with batch_size 1, or one value is left to normalise, got {side}: raise it"
+"""Of a cell, spread evenly: as many as figure 1 has."""
 
 
 def _forget_frames(self: Any) -> None:
@@ -95,7 +83,8 @@ class BayesianTractionRegression(LightningModule):
 
     training_free: bool = False
     needs_find_unused_parameters: bool = False
-    data_fault = staticmethod(_data_fault)
+    figures_follow_group: bool = True
+    trainer_fault, data_fault = staticmethod(batch_moments.trainer_fault), staticmethod(batch_moments.data_fault)
     on_validation_start = on_test_start = on_predict_start = _forget_frames
 
     def __init__(
@@ -173,7 +162,7 @@ class BayesianTractionRegression(LightningModule):
         """Predict ln F of a batch in this many draws, or for None in one pass in the mode that the module is in."""
         self._shown_draws = draws
         if draws is None:
-            return self._distribution(self(batch.image)[None])
+            return self._distribution(self(batch.image)[None]).bounded()
         at_once, passes = self.hparams["draws_at_once"], []
         for first in range(0, draws, at_once):
             numbers = range(first, min(first + at_once, draws))
@@ -183,10 +172,10 @@ class BayesianTractionRegression(LightningModule):
                 # not compiled: each image has a random stream of its own
                 outputs = self._on_any_size(self.network.forward, images)
             passes.append(outputs.unflatten(0, (len(numbers), len(batch.image))))
-        return self._distribution(torch.cat(passes))
+        return self._distribution(torch.cat(passes)).bounded()
 
     def figures(self, batch: ForceImageBatch) -> dict[str, Any]:
-        """Figures of a few frames of a batch, as many draws each as the stage had, and curves of all of its frames."""
+        """Figures of a few frames of a cell, as many draws each as the stage had, and curves of all frames."""
         return _figures(self, batch)
 
     def configure_optimizers(self) -> Any:
@@ -265,6 +254,7 @@ class ZeroForce(LightningModule):
 
     training_free: bool = True
     needs_find_unused_parameters: bool = False
+    figures_follow_group: bool = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -281,7 +271,7 @@ class ZeroForce(LightningModule):
         return torch.zeros_like(image[:, 0])
 
     def figures(self, batch: ForceImageBatch) -> dict[str, Any]:
-        """Figures of a few frames of a batch, and curves of all frames of the stage."""
+        """Figures of a few frames of a cell, and curves of all frames of the stage."""
         return _figures(self, batch)
 
 
@@ -297,6 +287,7 @@ class ConstantForce(LightningModule):
 
     training_free: bool = False
     needs_find_unused_parameters: bool = False
+    figures_follow_group: bool = True
     counts: Tensor
 
     def __init__(self, *, statistic: str, cell_grey: float | None) -> None:
@@ -336,7 +327,7 @@ class ConstantForce(LightningModule):
         return value.float().to(self.device)
 
     def figures(self, batch: ForceImageBatch) -> dict[str, Any]:
-        """Figures of a few frames of a batch, and curves of all frames of the stage."""
+        """Figures of a few frames of a cell, and curves of all frames of the stage."""
         return _figures(self, batch)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
@@ -378,13 +369,16 @@ def _prediction(module: Any, batch: ForceImageBatch, predicted: ForceDistributio
 
 
 def _figures(module: Any, batch: ForceImageBatch) -> dict[str, Any]:
-    """Some frames of a batch, spread evenly, predicted and drawn, with the curves of all frames of the stage."""
-    rows = torch.linspace(0, len(batch.image) - 1, min(len(batch.image), FIGURE_FRAMES)).round().long().tolist()
-    frames = _frames(batch, rows)
+    """Frames of the first cell of a batch, spread evenly, with the curves of all frames of the stage."""
+    own = [row for row, group in enumerate(batch.group) if group == batch.group[0]]
+    chosen = torch.linspace(0, len(own) - 1, min(len(own), FIGURE_FRAMES)).round().long().tolist()
+    frames = _frames(batch, [own[place] for place in chosen])
     with evaluation_mode(module):
         predicted = module.predicted(frames, getattr(module, "_shown_draws", None))
         arrays = drawn_arrays(predicted, log_image=frames.image[:, 0], log_force=frames.log_traction[:, 0])
     seen: FrameSeries = module.frames_seen
+    calibration = seen.calibration()
+    arrays["curves"] |= {} if calibration is None else {"calibration": calibration}
     return force_figures(
         **arrays,
         pixel_size_um=frames.pixel_size_um.float().numpy(force=True),

@@ -174,7 +174,7 @@ def _resolve(merged: dict[str, Any], source: str) -> dict[str, Any]:
         config = typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(merged), resolve=True))
     except OmegaConfBaseException as error:
         raise RequestError(f"{source}: {str(error).splitlines()[0]}") from None
-    _check(config, source)
+    check(config, source)
     return config
 
 
@@ -303,7 +303,8 @@ def _merge(target: dict[str, Any], layer: Mapping[str, Any], source: str, prefix
 # -- the check --------------------------------------------------------------------------------------------------------
 
 
-def _check(config: dict[str, Any], source: str) -> None:
+def check(config: dict[str, Any], source: str) -> None:
+    """Refuse a resolved configuration that does not fit its classes or Lightning; `source` is what to call it."""
     for section in ("module", "data", "monitor", "trainer"):
         if not isinstance(config.get(section), dict):
             raise RequestError(f"{source}: the section '{section}' is missing")

@@ -71,7 +71,7 @@ def predict(
         raise RequestError(last_line(error)) from None
     set_up(parts.data, "predict")
     dataset = config["data"].get("dataset")
-    name = split if dataset == own_dataset else f"{dataset}-{split}".replace("/", "-")
+    name = split if dataset == own_dataset else f"{dataset}-{split}"
     if inputs:
         name = f"input-{inputs[0].resolve().stem}"
     folder = runs.runs_root() / experiment if run_id is None else runs.run_folder(experiment, run_id)

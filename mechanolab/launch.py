@@ -26,7 +26,7 @@ from mechanolab.callbacks.exact_resume import ExactResume, Preempted, batches_se
 from mechanolab.callbacks.figures import FigureWriter
 from mechanolab.callbacks.run_record import RunRecord
 from mechanolab.checkpoints import checkpoint_to_resume, keep_weights_only, load_weights, steps_in
-from mechanolab.config import RequestError, checkout, flatten, import_class, last_line
+from mechanolab.config import RequestError, check, checkout, flatten, import_class, last_line
 from mechanolab.loggers import MetricsFile, is_first_rank, start_wandb
 
 PREEMPTED = 75
@@ -129,6 +129,7 @@ def smoke(config: dict[str, Any], *, experiment: str) -> int:
         config["trainer"].update(
             max_epochs=1, limit_train_batches=1, limit_val_batches=1, limit_test_batches=1, log_every_n_steps=1
         )
+        check(config, "the smoke run")
         with environment_variables(MECHANOLAB_RUNS=f"{scratch}/runs", WANDB_MODE="disabled"):
             if module_class.training_free:
                 metrics = recorded_tests.record(config, experiment=experiment, run_id="smoke", tested_run=None)

@@ -226,13 +226,20 @@ def read_run(folder: Path) -> Run:
 def _possible(facts: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any] | None:
     """The best possible score of a run's data, where it holds for the run's configuration.
 
-    A simulator that knows it for one setting only says so: `match` maps dotted keys to the values it holds for.
+    A simulator that knows it for some settings only says so: `match` maps dotted keys to the value that it holds for,
+    or to {"at_least": value}, where null is no limit.
     """
     known: dict[str, Any] | None = (facts.get("data") or {}).get("irreducible_error")
     flat = flatten(config)
-    if known and all(flat.get(key) == value for key, value in known.get("match", {}).items()):
+    if known and all(_holds(flat.get(key), wanted) for key, wanted in known.get("match", {}).items()):
         return known
     return None
+
+
+def _holds(value: Any, wanted: Any) -> bool:
+    if isinstance(wanted, Mapping):
+        return value is None or value >= wanted["at_least"]
+    return bool(value == wanted)
 
 
 def ranking_metric(config: Mapping[str, Any], status: Mapping[str, Any]) -> str:

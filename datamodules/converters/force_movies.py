@@ -19,8 +19,12 @@ from datamodules.converters.cell_boxes import Box, read_boxes
 from datamodules.converters.force_frames import SUFFIXES
 
 CHANNELS = ("RAW", "FRET", "FORCE")
-PUBLISHED = re.compile(r"(?P<date>\d{8})-(?P<experiment>\d{3})-xy(?P<position>\d+)")
-"""Name of a published cell."""
+PUBLISHED = frozenset(
+    f"{experiment}-xy{position}"
+    for experiment in ("20160809-002", "20160809-003", "20160810-001", "20160810-002")
+    for position in range(1, 7)
+)
+"""Names of the published cells."""
 _FOLDER = re.compile(r"(?P<cell>.+?)[-_ ]?(?P<channel>RAW|FRET|FORCE)")
 
 

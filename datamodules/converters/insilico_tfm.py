@@ -137,7 +137,13 @@ def _archive(source: Path) -> _Archive:
             f"{source} has none of the layouts of paper insilico_tfm: looked for folders of frames <cell>RAW and "
             "<cell>FORCE, and for .npz files with a movie and the tractions tx and ty"
         )
-    published = bool(movies) and all(PUBLISHED.fullmatch(movie.cell) for movie in movies)
+    others = [movie.cell for movie in movies if movie.cell not in PUBLISHED]
+    published = bool(movies) and not others
+    if others and len(others) < len(movies):
+        raise ValueError(
+            f"{source} holds cell {others[0]} beside published ones, which have the paper's own pixel size and sets: "
+            "convert the two from folders of their own, then use: mechanolab data merge"
+        )
     if movies and not published and conditions.pixel_size_um is None:
         raise ValueError(
             f"{source} does not say its pixel size: write conditions.json into it with your number for "

@@ -183,7 +183,7 @@ def irreducible_error(parameters: Parameters) -> dict[str, Any]:
         "metric": "mae_median_foreground_pa",
         "value": scores.pop("mae_median_foreground_pa"),
         "also": scores,
-        "match": {"data.taper_fraction": TAPER_FRACTION},
+        "match": {"data.taper_fraction": TAPER_FRACTION, "data.frame_px": {"at_least": parameters.image_size_px}},
         "how": f"oracle that knows median and sigma of every pixel's log-normal, closed form, pooled over one whole "
         f"frame of {ORACLE_CELLS} cells of their own, which differ by about a tenth; foreground: true traction >= "
         f"{FOREGROUND_PA:g} Pa after the taper",

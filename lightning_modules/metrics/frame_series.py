@@ -1,7 +1,8 @@
-"""What every frame of a stage leaves for the curves over time: its errors, and one pixel's distribution.
+"""What every frame of a stage leaves for curves: its errors, its calibration, and one pixel's distribution.
 
 Pielawski et al., ISBI 2020, arXiv 1910.07380: the time series of a pixel (figure 3) and errors over frames (figure 4).
-Maps are drawn of a few frames; of these curves a frame costs a few numbers, and so all are kept.
+Maps are drawn of a few frames; of these curves, and of the calibration curve (ours), a frame costs a few numbers, so
+all are kept.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.metrics import lognormal
-from lightning_modules.metrics.lognormal_scores import ForceDistribution
+from lightning_modules.metrics.lognormal_scores import LEVELS, ForceDistribution, foreground
 
 BAND_LEVELS = (0.025, 0.05, 0.16, 0.5, 0.84, 0.95, 0.975)
 """Ends of figure 3's three bands, and the median."""
@@ -33,11 +34,13 @@ class FrameSeries:
         self._rows: list[dict[str, float]] = []
         self._pixels: dict[str, tuple[int, int]] = {}
         self._there: list[tuple[Tensor, Tensor] | None] = []
+        self._below, self._inside = np.zeros(len(LEVELS)), 0
 
     def clear(self) -> None:
         """Forget all frames."""
         for kept in (self.groups, self._rows, self._pixels, self._there):
             kept.clear()  # type: ignore[attr-defined]
+        self._below, self._inside = np.zeros(len(LEVELS)), 0
 
     def add(
         self,
@@ -71,6 +74,11 @@ class FrameSeries:
                 y, x = self._pixels[group]
                 there = pair[0][:, y, x].double().cpu(), pair[1][:, y, x].double().cpu()
                 frame["true_pa"] = float(log_force[row, y, x].double().exp())
+                inside = foreground(log_force[row])
+                own = (part[:, inside] for part in pair)
+                probability = lognormal.cdf(*own, log_force[row][inside].exp()).double().numpy(force=True)
+                self._below += (probability <= np.array(LEVELS)[:, None]).sum(axis=1)
+                self._inside += len(probability)
             self.groups.append(group)
             self._rows.append(frame)
             self._there.append(there)
@@ -79,6 +87,10 @@ class FrameSeries:
         """`time_s` and the errors of all frames, (frames,) each, by name."""
         names = [name for name in self._rows[0] if name != "true_pa"] if self._rows else []
         return {name: np.array([row[name] for row in self._rows]) for name in names}
+
+    def calibration(self) -> np.ndarray | None:
+        """Calibration curve (2, levels) over the foreground of all frames: expected, observed; None without any."""
+        return np.stack([np.array(LEVELS), self._below / self._inside]) if self._inside else None
 
     def pixel(self, group: str) -> dict[str, Any] | None:
         """What is known of the pixel of a movie; None of fewer than two frames of known time or without distribution.

@@ -34,6 +34,7 @@ PUBLISHED_PROBABILITIES = (0.5, 0.68, 0.9, 0.95)
 ROOT_STEPS = 60
 ROOT_TOLERANCE = {torch.float32: 1e-8, torch.float64: 1e-13}
 """Of ln F, where the search for a quantile stops."""
+ROOT_PIXELS = 2**17
 PANEL_EDGES_SD = (-6.0, -3.5, -1.6, 0.0, 1.6, 3.5, 6.0)
 PANEL_NODES = 5
 
@@ -128,12 +129,17 @@ def quantile(mu: Tensor, sigma_squared: Tensor, probability: float) -> Tensor:
     _check(mu, sigma_squared)
     if not 0 < probability < 1:
         raise ValueError(f"probability must lie between 0 and 1, got {probability}")
-    centre, sigma = mu.double(), sigma_squared.double().sqrt()
     with torch.no_grad():
         tolerance = ROOT_TOLERANCE.get(mu.dtype, 1e-8)
-        flat = (part.reshape(len(mu), -1) for part in (centre, sigma))
-        root = _root(*flat, probability, tolerance).reshape(mu.shape[1:])
+        # in pieces: the search takes some 80 bytes a draw and pixel
+        pieces = (part.reshape(len(mu), -1).split(ROOT_PIXELS, dim=1) for part in (mu, sigma_squared))
+        roots = [
+            _root(centre.double(), squared.double().sqrt(), probability, tolerance)
+            for centre, squared in zip(*pieces, strict=True)
+        ]
+        root = torch.cat(roots).reshape(mu.shape[1:])
     if torch.is_grad_enabled() and (mu.requires_grad or sigma_squared.requires_grad):
+        centre, sigma = mu.double(), sigma_squared.double().sqrt()
         slope = _log_density_of_logarithm(root, centre, sigma).exp().detach()
         step = torch.special.ndtr((root - centre) / sigma).mean(dim=0) / slope
         root = root - (step - step.detach())

@@ -32,6 +32,8 @@ from lightning_modules.metrics.mean_loss import MeanLoss
 from lightning_modules.metrics.traction import FieldSd
 
 FOREGROUND_PA = 5.0
+SIGMA_CEILING, LOG_FORCE_CEILING = 5.0, 18.0
+"""Of ln F (a factor of 150 either way; 66 MPa): below them eq. 3 is finite in single precision."""
 LEVELS = tuple(step / 20 for step in range(1, 20))
 ERRORS = ("mae_median_pa", "mae_median_foreground_pa", "mae_mean_pa", "mae_mean_foreground_pa", "crps_foreground_pa")
 VALIDATED_PROBABILITIES = (0.68, 0.95)
@@ -44,6 +46,11 @@ class ForceDistribution(NamedTuple):
     """(draws, batch, y, x)."""
     sigma_squared: Tensor | None
     """As `mu`, > 0; None for a prediction that is one number."""
+
+    def bounded(self) -> ForceDistribution:
+        """The same below the ceilings, so that one wild pixel does not make the means of an epoch infinite."""
+        squared = None if self.sigma_squared is None else self.sigma_squared.clamp(max=SIGMA_CEILING**2)
+        return ForceDistribution(self.mu.clamp(max=LOG_FORCE_CEILING), squared)
 
     def median_pa(self) -> Tensor:
         """Median of the mixture of the draws, (batch, y, x)."""

@@ -17,8 +17,8 @@ from mechanolab.runs import read_metrics
 
 DRAW_EVERY_S = 60.0
 SAMPLES = 256
-BYTES = 2**26
-"""What is kept for figures is at most so many samples, and no batch is added to so many bytes."""
+BYTES = 2**27
+"""What is kept for figures is at most so many samples, and nothing is added to so many bytes."""
 
 
 class FigureWriter(Callback):
@@ -35,7 +35,7 @@ class FigureWriter(Callback):
         self.folder = folder
         self._draw_every_s = draw_every_s
         self._drawn_at = time.monotonic()
-        self._batches: list[Any] = []
+        self._shown = ShownSamples()
 
     def on_validation_batch_end(
         self,
@@ -46,10 +46,10 @@ class FigureWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the first samples of a validation that will be drawn."""
+        """Keep samples of a validation that will be drawn."""
         last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
         if last_epoch or time.monotonic() - self._drawn_at > self._draw_every_s or batch_idx > 0:
-            self._keep(trainer, batch, batch_idx)
+            self._keep(trainer, pl_module, batch, batch_idx)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw what was kept."""
@@ -65,8 +65,8 @@ class FigureWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the first samples of a test."""
-        self._keep(trainer, batch, batch_idx)
+        """Keep samples of a test."""
+        self._keep(trainer, pl_module, batch, batch_idx)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw what was kept."""
@@ -78,20 +78,20 @@ class FigureWriter(Callback):
             history = read_metrics(self.folder.parent / "metrics.jsonl")
             self._publish(trainer, "train", {"learning_curves": learning_curves(history)})
 
-    def _keep(self, trainer: Trainer, batch: Any, batch_idx: int) -> None:
+    def _keep(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         if not trainer.is_global_zero:
             return
         if batch_idx == 0:
-            self._batches = []
-        elif not self._batches:
+            self._shown = ShownSamples(follow_group=follows_group(module))
+        elif not self._shown.batches:
             return
-        keep_for_figures(self._batches, batch)
+        self._shown.add(batch)
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if not self._batches:
+        if not self._shown.batches:
             return
-        batch = join_batches(self._batches)
-        self._batches, self._drawn_at = [], time.monotonic()
+        batch = self._shown.joined()
+        self._shown, self._drawn_at = ShownSamples(), time.monotonic()
         with torch.inference_mode():
             figures = cast(Any, pl_module).figures(batch)
         self._publish(trainer, stage, figures)
@@ -131,17 +131,48 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def keep_for_figures(batches: list[Any], batch: Any) -> None:
-    """Append a batch to those that will be drawn, while they are few and of one size."""
-    if sum(len(kept[0]) for kept in batches) >= SAMPLES or sum(map(_nbytes, batches)) >= BYTES:
-        return
-    if not batches or _sizes(batches[0]) == _sizes(batch):
-        batches.append(batch)
+class ShownSamples:
+    """Samples of a stage that its figures are drawn from, few and of one size: the first ones, or all along one group.
+
+    Args:
+        follow_group: keep samples of the first sample's group only, and when they become too many every second of them
+            and of those to come, so that a movie is shown from its first frame to its last.
+    """
+
+    def __init__(self, *, follow_group: bool = False) -> None:
+        self.batches: list[Any] = []
+        self._follow_group = follow_group
+        self._every, self._seen = 1, 0
+
+    def add(self, batch: Any) -> None:
+        """Keep of a batch what is shown."""
+        if self.batches and _sizes(self.batches[0]) != _sizes(batch):
+            return
+        if not self._follow_group:
+            if not self._full():
+                self.batches.append(batch)
+            return
+        for row in range(len(batch[0])):
+            sample = type(batch)(*(None if part is None else part[row : row + 1] for part in batch))
+            if self.batches and sample.group != self.batches[0].group:
+                continue
+            if self._seen % self._every == 0 and self._full():
+                self.batches, self._every = self.batches[::2], 2 * self._every
+            if self._seen % self._every == 0:
+                self.batches.append(sample)
+            self._seen += 1
+
+    def joined(self) -> Any:
+        """One batch: tensors are joined along the first axis, lists are chained, what is None stays so."""
+        return type(self.batches[0])(*(_joined(values) for values in zip(*self.batches, strict=True)))
+
+    def _full(self) -> bool:
+        return sum(len(kept[0]) for kept in self.batches) >= SAMPLES or sum(map(_nbytes, self.batches)) >= BYTES
 
 
-def join_batches(batches: list[Any]) -> Any:
-    """One batch of several: tensors are joined along the first axis, lists are chained, what is None stays so."""
-    return type(batches[0])(*(_joined(values) for values in zip(*batches, strict=True)))
+def follows_group(module: LightningModule) -> bool:
+    """Whether a module's figures are of one group; optional, most are of any samples."""
+    return bool(getattr(module, "figures_follow_group", False))
 
 
 def _joined(values: Sequence[Any]) -> Any:

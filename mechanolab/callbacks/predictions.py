@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 from datamodules.shards.predicted_fields import FieldStage, PredictionFolder, StagedField, file_stem, write_fields
 from datamodules.shards.workspace import clear_disk_errors
-from mechanolab.callbacks.figures import join_batches, keep_for_figures, write_figures
+from mechanolab.callbacks.figures import ShownSamples, follows_group, write_figures
 from mechanolab.runs import write_config, write_json
 
 TABLE_NAME = "predictions.csv"
@@ -55,11 +55,11 @@ class PredictionWriter(BasePredictionWriter):
         self._output: PredictionFolder | None = None
         self._stage: FieldStage | None = None
         self._rows: list[_Row] = []
-        self._batches: list[Any] = []
+        self._shown = ShownSamples()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the temporary folder that all ranks write into."""
-        self._rows, self._batches = [], []
+        self._rows, self._shown = [], ShownSamples(follow_group=follows_group(pl_module))
         path: Path | None = None
         if trainer.is_global_zero:
             self._output = self._held.enter_context(PredictionFolder(self.folder))
@@ -98,7 +98,7 @@ class PredictionWriter(BasePredictionWriter):
                 else:
                     row.numbers[name] = entry
             self._rows.append(row)
-        keep_for_figures(self._batches, batch)
+        self._shown.add(batch)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather, sort, write, and put the folder in its place."""
@@ -142,9 +142,9 @@ class PredictionWriter(BasePredictionWriter):
         if summarize is not None:
             write_json(folder / SUMMARY_NAME, summarize([row.numbers for row in rows]))
         write_config(folder, self.config)
-        if self._batches:
+        if self._shown.batches:
             with torch.inference_mode():
-                write_figures(folder, cast(Any, module).figures(join_batches(self._batches)))
+                write_figures(folder, cast(Any, module).figures(self._shown.joined()))
 
 
 _PARTS = ("numbers", "fields", "tables")

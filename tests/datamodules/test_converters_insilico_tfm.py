@@ -64,6 +64,16 @@ def own(tmp_path: Path) -> Path:
     return tmp_path / "own"
 
 
+def test_a_name_like_a_published_one_makes_no_published_cell(own: Path, archive: Path) -> None:
+    write_cell(own, "20240105-001-xy1")
+    (own / "conditions.json").write_text('{"pixel_size_um": 0.3}')
+    assert {float(sample.fields["pixel_size_um"]) for sample in convert(own)} == {0.3}
+    assert codes(own) is None
+    write_cell(archive / "20160809", "20160809-004-xy1")
+    with pytest.raises(ValueError, match=r"holds cell 20160809-004-xy1 beside published ones, .* data merge"):
+        list(convert(archive))
+
+
 # -- the published layout ---------------------------------------------------------------------------------------------
 
 

@@ -301,6 +301,15 @@ def test_own_images_of_any_size_and_kind_are_predicted_on(make, tmp_path):
     assert same(epoch_of(data.predict_dataloader()), epoch_of(make().val_dataloader()))
 
 
+@pytest.mark.parametrize(("pixel_size_um", "said"), [(0.2, False), (0.205, False), (0.4, True), (None, False)])
+def test_own_images_of_another_scale_than_was_trained_on_are_told_of(make, tmp_path, capsys, pixel_size_um, said):
+    assert cv2.imwrite(str(tmp_path / "own.png"), np.full((8, 8), 120, np.uint8))
+    make().predict_on(files=[tmp_path / "own.png"], pixel_size_um=pixel_size_um)
+    assert ("trained on 0.2 um per pixel, these images have 0.4" in capsys.readouterr().err) is said
+    make(dataset="nowhere").predict_on(files=[tmp_path / "own.png"], pixel_size_um=pixel_size_um)
+    assert not capsys.readouterr().err
+
+
 def test_own_images_that_cannot_be_read_are_refused_before_anything_is_predicted(make, tmp_path):
     data = make()
     (tmp_path / "broken.tif").write_bytes(b"II*")

@@ -60,6 +60,25 @@ def test_frames_without_time_or_distribution_have_errors_alone(spread: bool) -> 
     np.testing.assert_array_equal(series.numbers()["mae_mean_pa"], [1, math.nan])
 
 
+def test_the_calibration_curve_is_that_of_the_foreground_of_all_frames() -> None:
+    series, generator = FrameSeries(), torch.Generator().manual_seed(0)
+    normal = torch.randn(3, 40, 50, generator=generator, dtype=torch.float64)
+    mu = torch.full((1, 3, 40, 50), math.log(100.0), dtype=torch.float64)
+    predicted = ForceDistribution(mu, torch.full_like(mu, SIGMA**2))
+    log_force = mu[0] + 2 * SIGMA * normal  # twice as wide as predicted
+    log_force[:, :10] = 0.0  # background
+    add(series, (ForceDistribution(*(part[:, :2] for part in predicted)), log_force[:2]), "a", [0.0, 30.0], [1.0, 2.0])
+    add(series, (ForceDistribution(*(part[:, 2:] for part in predicted)), log_force[2:]), "b", [0.0], [1.0])
+    curve = series.calibration()
+    assert curve is not None
+    inside = log_force >= math.log(5.0)
+    expected = [(2 * normal[inside].numpy() <= stats.norm.ppf(level)).mean() for level in curve[0]]
+    np.testing.assert_allclose(curve[0], np.arange(1, 20) / 20)
+    np.testing.assert_allclose(curve[1], expected, atol=1e-3)
+    series.clear()
+    assert series.calibration() is None
+
+
 def test_a_stage_begins_with_nothing() -> None:
     series = FrameSeries()
     add(series, movie(2, bright=(0, 0)), "a", [0.0, 30.0], [1.0, 2.0])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy import integrate, optimize, stats
 
 from lightning_modules.metrics import lognormal
+from lightning_modules.metrics.lognormal_scores import ForceDistribution
 
 SETTINGS = settings(deadline=None, derandomize=True, max_examples=20)
 THREE_DIGITS = 1e-3
@@ -104,6 +105,28 @@ def test_printed_variants_are_off_by_what_the_print_is():
     torch.testing.assert_close(short, torch.full_like(short, math.log2(2 * math.pi)))
     flat = lognormal.coefficient_of_variation_as_printed(tensor(0.0), tensor(1e-12)).item()
     assert flat == pytest.approx(math.sqrt(math.exp(0.5) - 1))
+
+
+def test_quantiles_do_not_depend_on_the_pieces_that_are_searched_at_once(monkeypatch):
+    generator = torch.Generator().manual_seed(3)
+    mu, square = torch.randn(4, 5, 7, generator=generator), 0.1 + torch.rand(4, 5, 7, generator=generator)
+    whole = lognormal.quantile(mu, square, 0.9)
+    monkeypatch.setattr(lognormal, "ROOT_PIXELS", 4)
+    torch.testing.assert_close(lognormal.quantile(mu, square, 0.9), whole, rtol=1e-7, atol=0)
+
+
+def test_below_the_ceilings_every_number_of_a_wild_pixel_is_finite():
+    wild = ForceDistribution(torch.tensor([[100.0], [2.0]]), torch.tensor([[400.0], [1.0]])).bounded()
+    numbers = [
+        *(score(*wild) for score in (lognormal.mean, lognormal.variance, lognormal.coefficient_of_variation)),
+        lognormal.crps(*wild, torch.tensor([10.0])),
+        wild.median_pa(),
+        *lognormal.interval(*wild),
+    ]
+    assert all(number.isfinite().all() for number in numbers)
+    tame = ForceDistribution(torch.tensor([[3.0]]), torch.tensor([[0.5]]))
+    assert all(torch.equal(*pair) for pair in zip(tame.bounded(), tame, strict=True))
+    assert ForceDistribution(torch.tensor([[100.0]]), None).bounded().mean_pa().isfinite()
 
 
 @pytest.mark.parametrize("probability", [1e-4, 0.05, 0.5, 0.975])

@@ -141,14 +141,14 @@ def test_predictions_for_another_data_set_stand_beside_those_for_ones_own(toy: M
     run = toy.write_trained_run(tmp_path / "runs", "trained", factor=5.0, batches_seen=7)
     for words in (["toy_net", "--run", "trained"], ["toy"]):
         assert main(["predict", *words]) == 0
-        assert main(["predict", *words, "data.dataset=new/day", "--split", "val"]) == 0
-        assert main(["predict", *words, "data.dataset=new/day"]) == 0
+        assert main(["predict", *words, "data.dataset=new_day", "--split", "val"]) == 0
+        assert main(["predict", *words, "data.dataset=new_day"]) == 0
     for folder in (run, tmp_path / "runs" / "toy"):
         found = {path.name: yaml.safe_load((path / "config.yaml").read_text()) for path in folder.glob("predictions/*")}
         assert {name: config["data"]["dataset"] for name, config in found.items()} == {
             "test": "twin",
-            "new-day-val": "new/day",
-            "new-day-test": "new/day",
+            "new_day-val": "new_day",
+            "new_day-test": "new_day",
         }
 
 

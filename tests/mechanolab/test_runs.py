@@ -117,3 +117,8 @@ def test_the_best_possible_score_counts_only_where_it_holds(tmp_path: Path) -> N
         config = {"monitor": {"metric": "val/error", "mode": "min"}, "data": {"noise_px": noise_px}}
         runs.write_config(folder, config)
         assert runs.read_run(folder).irreducible_error == expected
+    known["match"] = {"data.frame_px": {"at_least": 384}}
+    runs.write_json(folder / "environment.json", {"data": {"irreducible_error": known}})
+    for frame_px, expected in ((1024, known), (384, known), (None, known), (128, None)):
+        runs.write_config(folder, {"monitor": {"metric": "val/error", "mode": "min"}, "data": {"frame_px": frame_px}})
+        assert runs.read_run(folder).irreducible_error == expected

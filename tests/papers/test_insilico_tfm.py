@@ -355,7 +355,14 @@ def test_bad_arguments_are_refused_by_name(name, changes, message):
 
 def test_a_crop_of_which_the_halvings_leave_one_value_is_refused_in_advance():
     words = ["module.blocks=5", "data.batch_size=1"]
-    with pytest.raises(RequestError, match=r"^data\.crop_px must be above 32 px with batch_size 1, .* got 32"):
+    with pytest.raises(RequestError, match=r"^data\.crop_px must be above 32 px where a crop comes alone, .* got 32"):
         compose("insilico_tfm_small", overrides=[*words, "data.crop_px=32"])
+    with pytest.raises(RequestError, match=r"^data\.crop_px must be above 32 px"):
+        compose("insilico_tfm_small", overrides=["module.blocks=5", "data.crop_px=32", "data.steps_per_epoch=null"])
     assert compose("insilico_tfm_small", overrides=[*words, "data.crop_px=33"])["data"]["crop_px"] == 33
     assert compose("insilico_tfm_small", overrides=["module.blocks=5", "data.crop_px=32"])["data"]["batch_size"] == 8
+
+
+def test_moments_over_several_devices_are_refused_in_advance():
+    with pytest.raises(RequestError, match=r"^trainer\.sync_batchnorm must be false, .*: raise data\.batch_size"):
+        compose("insilico_tfm", overrides=["trainer.sync_batchnorm=true"])
