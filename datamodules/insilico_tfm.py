@@ -167,9 +167,9 @@ class ForceImageData(LightningDataModule):
 
         Images are grey TIFF, PNG, JPEG or BMP of 8 or 16 bits or float, of any size; grey levels are taken as they
         are, and nothing is resized: they should have the pixel size that was trained on, and are told of where
-        `pixel_size_um` (NaN where it is not given) is another. All are read here, so that a bad one is told before anything is predicted:
-        FileNotFoundError or ValueError with its name. Their traction and time are NaN, their id and group the file
-        name.
+        `pixel_size_um` (NaN where it is not given) is another. All are read here, so that a bad one is told before
+        anything is predicted: FileNotFoundError or ValueError with its name. Their traction and time are NaN, their id
+        and group the file name.
         """
         if files is None:
             self.splits.predict_on(split, pixel_size_um=pixel_size_um)
