@@ -1,7 +1,8 @@
 """Nuclei from actin: TFill-Coarse with its discriminator, and the peers pix2pix and CycleGAN as they come.
 
-Vasudevan, Zheng et al., "Filling gaps: nuclei from actin", PLOS ONE 0271056 (2022), figs. 2 and 3; the network is that
-of Zheng et al., CVPR 2022 (TFill). Peers: Isola et al., CVPR 2017 (pix2pix); Zhu et al., ICCV 2017 (CycleGAN).
+Vasudevan, Zheng et al., "From qualitative data to correlation using deep generative networks", PLOS ONE 0271056 (2022),
+figs. 2 and 3; the network is that of Zheng et al., CVPR 2022 (TFill). Peers: Isola et al., CVPR 2017 (pix2pix); Zhu et
+al., ICCV 2017 (CycleGAN).
 
 All take actin (batch, 1, y, x) in [-1, 1] and return nuclei of the same shape in [-1, 1]. Inside, a grey image is
 repeated to `image_channels` colours, 3 as published; the answer is the colours' mean. Two optimizers take turns in

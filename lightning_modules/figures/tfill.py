@@ -41,6 +41,7 @@ COLUMNS = {
 """The table's columns: metric, head, how its numbers are written."""
 PARAMETERS = "weights (M)"
 """Head of the column of parameters: of the generator + of all else."""
+BEST = "best possible"
 COARSE_UM, COARSE_MOST_UM = 4.0, 40.0
 FINE_UM, FINE_MOST_UM = 0.2, 4.0
 STRIP_ROWS, MOST_ROWS = 4, 16
@@ -123,19 +124,18 @@ def comparison(runs: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
             was trained, and with the best possible shares where the data set states them.
         "figure_3": distances of generated nuclei from the real ones they were given, in bins of 4 and of 0.2 um.
         "figure_2d": actin, real nuclei and what each method made of the actin, TFill, pix2pix, CycleGAN, for images
-            that all have predicted.
-        Each only where the runs have what it needs.
+            that all have predicted: of every method its first run on the data set that most were run on.
+        Each only where the runs have what it needs. Of many runs the first ones are shown, and the first of every
+        method.
 
     """
-    methods = [_Method(name, run) for name, run in zip(_names(runs), runs, strict=True)][:MOST_ROWS]
+    methods = _shown([_Method(name, run) for name, run in zip(_names(runs), runs, strict=True)])
     tested = [method for method in methods if any(column in method.run["summary"] for column in COLUMNS)]
     figures = {"figure_2e": _table(tested)} if tested else {}
     distances = {method.name: found for method in methods if len(found := _distances_um(method.predictions()))}
     if distances:
         figures["figure_3"] = _histograms(distances)
-    places = {name: place for place, name in enumerate(NAMES)}
-    by_kind = sorted(methods, key=lambda method: places.get(_kind(method.run["config"]), len(places)))
-    strips = {method.name: found for method in by_kind if (found := _strips(method.predictions()))}
+    strips = _strips_of_one_data_set(methods)
     common = sorted(set.intersection(*(set(found) for found in strips.values()))) if strips else []
     if common:
         figures["figure_2d"] = _strip_figure(strips, common[:STRIP_ROWS])
@@ -148,10 +148,39 @@ class _Method(NamedTuple):
     name: str
     run: Mapping[str, Any]
 
+    @property
+    def kind(self) -> str:
+        """Its class."""
+        return _kind(self.run["config"])
+
+    @property
+    def data_set(self) -> str:
+        """What it was trained and tested on: sample ids of two data sets may be the same."""
+        return str(self.run["config"].get("data", {}).get("dataset", ""))
+
     def predictions(self) -> Path | None:
         """The folder of its predictions for the test split, if it has one."""
         folder = Path(self.run["folder"]) / "predictions" / "test" if self.run.get("folder") else None
         return folder if folder is not None and folder.is_dir() else None
+
+
+def _shown(methods: Sequence[_Method]) -> list[_Method]:
+    """At most `MOST_ROWS`, in their order, no kind of method crowded out by runs of another."""
+    kinds = [method.kind for method in methods]
+    by_worth = sorted(range(len(methods)), key=lambda place: kinds.index(kinds[place]) != place)
+    return [methods[place] for place in sorted(by_worth[:MOST_ROWS])]
+
+
+def _strips_of_one_data_set(methods: Sequence[_Method]) -> dict[str, dict[str, Path]]:
+    """Name of a method -> its pictures by sample, in the paper's order."""
+    found: dict[str, dict[str, tuple[str, dict[str, Path]]]] = {}
+    for method in methods:
+        pictures = _strips(method.predictions())
+        if pictures:
+            found.setdefault(method.data_set, {}).setdefault(method.kind, (method.name, pictures))
+    kinds = max(found.values(), key=len, default={})
+    places = {name: place for place, name in enumerate(NAMES)}
+    return dict(kinds[kind] for kind in sorted(kinds, key=lambda kind: places.get(kind, len(places))))
 
 
 def _names(runs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -192,11 +221,12 @@ def _table(methods: Sequence[_Method]) -> Figure:
         for method, size in zip(methods, sizes, strict=True)
     ]
     labels = [method.name for method in methods]
-    limits = {name: value for method in methods for name, value in _limits(method.run).items()}
-    if any(name in limits for name in columns):
-        labels.append("best possible")
-        possible = [COLUMNS[name][1].format(limits[name]) if name in limits else "" for name in columns]
-        cells.append([*possible, *("" for _ in counted)])
+    limits = {method.data_set: found for method in methods if (found := _limits(method.run))}
+    for data_set, limit in limits.items():
+        if any(name in limit for name in columns):
+            labels.append(f"{BEST} ({data_set})" if len(limits) > 1 else BEST)
+            possible = [COLUMNS[name][1].format(limit[name]) if name in limit else "" for name in columns]
+            cells.append([*possible, *("" for _ in counted)])
     figure = Figure(figsize=(2.6 + 0.95 * len(heads), 0.6 + 0.3 * len(cells)))
     left = min(0.5, 0.1 + 0.062 * max(map(len, labels)) * 7.2 / (7.2 * figure.get_figwidth()) + 0.02)
     ax = figure.add_axes((left, 0.02, 0.98 - left, 0.96))
@@ -209,7 +239,7 @@ def _table(methods: Sequence[_Method]) -> Figure:
         cell.set_linewidth(0)
         if row == 0:
             cell.set_text_props(weight="bold")
-        elif labels[row - 1] == "best possible":
+        elif row > len(methods):
             cell.set_text_props(color=LIMIT_COLOUR)
     return figure
 

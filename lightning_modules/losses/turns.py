@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 PRECISIONS = ("32", "32-true", "bf16", "bf16-mixed")
-REFUSED_STRATEGIES = ("fsdp", "deepspeed", "model_parallel")
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 
 
 def trainer_fault(options: Mapping[str, Any]) -> str | None:
@@ -36,8 +36,9 @@ def trainer_fault(options: Mapping[str, Any]) -> str | None:
         why = f"{two} and would share one loss scaler" if scaled else "the losses are taken in single precision"
         return f"precision must be 32-true or bf16-mixed, because {why}"
     strategy = str(options.get("strategy", "auto"))
-    if strategy.startswith(REFUSED_STRATEGIES):
-        return f"strategy must be auto or ddp, not {strategy}, because {two}, which sharded parameters do not allow"
+    if strategy not in STRATEGIES:
+        why = "which neither sharded parameters allow nor processes that wait for every parameter's gradient"
+        return f"strategy must be auto or ddp, not {strategy}, because {two}, {why}"
     return None
 
 

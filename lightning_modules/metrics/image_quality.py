@@ -7,7 +7,7 @@ VGG-16.
 
 The two networks' weights are never downloaded. A trunk is torchvision's state dict, of the path that is given or, for
 "cache", of torch's own cache folder; LPIPS' linear layers come with its package. FID needs the package torch-fidelity
-and its Inception weights. A metric whose weights are not there is left out, with one warning.
+and its Inception weights.
 
 Neither network belongs to a module's checkpoint: keep them where `nn.Module` does not register them.
 
@@ -102,7 +102,10 @@ class PerceptualDistance(nn.Module):
             self.distance = lpips.LPIPS(net=trunk, pnet_rand=True, verbose=False)
         # lpips calls torchvision's `features.5.weight` `slice2.5.weight`
         names = {name: "features." + name.partition(".")[2] for name in self.distance.net.state_dict()}
-        self.distance.net.load_state_dict({name: stored[theirs] for name, theirs in names.items()})
+        try:
+            self.distance.net.load_state_dict({name: stored[theirs] for name, theirs in names.items()})
+        except (KeyError, RuntimeError):
+            raise ValueError(f"weights {weights} is no state dict of {TRUNKS[trunk].partition('-')[0]}") from None
         self.requires_grad_(False)
         self.eval()
 
@@ -112,8 +115,9 @@ class PerceptualDistance(nn.Module):
 
     def forward(self, generated: Tensor, real: Tensor) -> Tensor:
         """Images (batch, 1 or 3, y, x) in [-1, 1] -> distances (batch,), differentiable."""
-        pair = [image.expand(-1, 3, -1, -1) for image in (generated, real)]
-        return self.distance(*pair).flatten()
+        pair = [image.float().expand(-1, 3, -1, -1) for image in (generated, real)]
+        with torch.autocast(generated.device.type, enabled=False):  # small differences of large numbers
+            return self.distance(*pair).flatten()
 
 
 def weights_file(weights: str, cached_name: str) -> Path:
@@ -124,32 +128,20 @@ def weights_file(weights: str, cached_name: str) -> Path:
     return path
 
 
-def perceptual_metric(weights: str | None) -> PerceptualDistance | None:
-    """LPIPS on AlexNet, or None and a warning where its weights are not there; None without one for null."""
-    if weights is None:
-        return None
-    try:
-        return PerceptualDistance("alex", weights)
-    except FileNotFoundError as error:
-        warnings.warn(f"test/lpips is left out: {error}", stacklevel=2)
-        return None
+def frechet_distance(weights: str) -> Metric:
+    """FID over images in [0, 1].
 
+    Args:
+        weights: path of torch-fidelity's Inception, or "cache".
 
-def frechet_distance(weights: str | None) -> Metric | None:
-    """FID over images in [0, 1], or None and a warning where torch-fidelity or its weights are not there.
+    Raises:
+        FileNotFoundError: the file or the package torch-fidelity is not there; it begins with `weights`.
+        ValueError: the file holds something else; it begins with `weights`.
 
-    Raises ValueError, which begins with `weights`, where the file holds something else.
     """
-    if weights is None:
-        return None
     if importlib.util.find_spec("torch_fidelity") is None:
-        warnings.warn("test/fid is left out: the package torch-fidelity is not installed", stacklevel=2)
-        return None
-    try:
-        path = weights_file(weights, INCEPTION)
-    except FileNotFoundError as error:
-        warnings.warn(f"test/fid is left out: {error}", stacklevel=2)
-        return None
+        raise FileNotFoundError("weights: the package torch-fidelity is not installed (extra fid), or give null")
+    path = weights_file(weights, INCEPTION)
     _stored_weights(path, *FIRST_LAYERS["inception"])  # torch-fidelity would run what a file that is no such tells it
     from torchmetrics.image.fid import FrechetInceptionDistance
 

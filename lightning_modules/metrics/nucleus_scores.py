@@ -13,7 +13,7 @@ Vasudevan, Zheng et al., PLOS ONE 0271056 (2022), methods and fig. 3; the pieces
     log10_p_image_4um, ...          log10 of the chance of matching as many or more, in each of the four
 
 Both images of a pair are cut at one threshold, Otsu's of the real one: a threshold of its own would find nuclei in the
-noise of an all but black image. A generated image without a real one is cut at its own.
+noise of an all but black image. A generated image without a real one, or with a constant one, is cut at its own.
 
 Deviations: the cell of a nucleus is the piece of the cell mask that its centre lies in, less what lies nearer to
 another real nucleus (a mask need not part cells that touch); the paper outlined cells by hand. Nuclei whose centre the
@@ -98,7 +98,8 @@ def count_nuclei(
         "gaussian_sigma_px": gaussian_sigma_px,
         "minimum_area_px": max(1, round(minimum_area_um2 / pixel_size_um**2)),
     }
-    threshold = None if real is None else nuclei.otsu_threshold(real, gaussian_sigma_px=gaussian_sigma_px)
+    telling = real is not None and real.min() < real.max()
+    threshold = nuclei.otsu_threshold(real, gaussian_sigma_px=gaussian_sigma_px) if telling else None
     generated_labels = np.zeros(generated.shape, dtype=np.int64)
     if np.isfinite(generated).all():
         generated_labels = nuclei.segment(generated, threshold=threshold, **cut)

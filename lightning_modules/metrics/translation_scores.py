@@ -63,10 +63,14 @@ def on_test_epoch_end(self: Any) -> None:
 
 
 def on_start(self: Any) -> None:
-    """Bring the pretrained networks, no part of the checkpoint, to the device; warn where a fit's loss lacks one."""
+    """Bring the pretrained networks, no part of the checkpoint, to the device; warn once of what is left out."""
     for network in self.pretrained.values():
         if network is not None:
             network.to(self.device)
+    while self.left_out:
+        message = self.left_out.pop()
+        if self.trainer.is_global_zero:
+            warnings.warn(message, stacklevel=2)
     weight = self.hparams.get("perceptual_weight")
     if weight and self.pretrained["loss"] is None and self.trainer.state.fn == "fit" and self.trainer.is_global_zero:
         warnings.warn(
@@ -80,7 +84,7 @@ def on_start(self: Any) -> None:
 
 
 def set_up(module: Any, terms: Sequence[str]) -> None:
-    """Give a module `metrics`, `nuclei` and `pretrained`.
+    """Give a module `metrics`, `nuclei`, `pretrained`, and `left_out`, what of the metrics it must do without and why.
 
     Args:
         module: whose `hparams` hold minimum_area_um2, lpips_weights and fid_weights; where they hold a
@@ -90,7 +94,8 @@ def set_up(module: Any, terms: Sequence[str]) -> None:
     Raises:
         ValueError: an area that is not positive, colours that LPIPS cannot take, or a file that does not hold the
             weights.
-        FileNotFoundError: pretrained_weights, needed for the loss, are not there.
+        FileNotFoundError: pretrained_weights, needed for the loss, are not there; metrics without their weights are
+            left out instead, of which `on_start` warns.
 
     """
     settings = module.hparams
@@ -105,11 +110,19 @@ def set_up(module: Any, terms: Sequence[str]) -> None:
             raise ValueError(f"image_channels must be 1 or 3 with LPIPS in the loss, got {settings['image_channels']}")
         perceptual = _naming("pretrained_weights", image_quality.PerceptualDistance, "vgg", trunk)
     # a plain dict: what it holds is no part of the module's state
-    module.pretrained = {
-        "loss": perceptual,
-        "lpips": _naming("lpips_weights", image_quality.perceptual_metric, settings["lpips_weights"]),
-        "fid": _naming("fid_weights", image_quality.frechet_distance, settings["fid_weights"]),
+    module.pretrained, module.left_out = {"loss": perceptual}, []
+    metrics: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
+        "lpips": (image_quality.PerceptualDistance, ("alex", settings["lpips_weights"])),
+        "fid": (image_quality.frechet_distance, (settings["fid_weights"],)),
     }
+    for name, (build, arguments) in metrics.items():
+        module.pretrained[name] = None
+        if arguments[-1] is None:
+            continue
+        try:
+            module.pretrained[name] = _naming(f"{name}_weights", build, *arguments)
+        except FileNotFoundError as error:
+            module.left_out.append(f"test/{name} is left out: module.{error}")
 
 
 def _naming(setting: str, build: Callable[..., Any], *arguments: Any) -> Any:

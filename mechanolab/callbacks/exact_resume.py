@@ -66,6 +66,7 @@ class ExactResume(Checkpoint):
         self._stop_requested = False
         self._handlers: dict[int, Any] = {}
         self._within_epoch: bool | None = False
+        self._validated = False
 
     # -- randomness ---------------------------------------------------------------------------------------------------
 
@@ -96,6 +97,10 @@ class ExactResume(Checkpoint):
     ) -> None:
         """Seed the step."""
         torch.manual_seed(derive_seed(self.seed, "predict", batch_idx, trainer.global_rank))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on the monitored metric must be there; a run may end before its first validation."""
+        self._validated = self._validated or not trainer.sanity_checking
 
     # -- when to save -------------------------------------------------------------------------------------------------
 
@@ -171,10 +176,11 @@ class ExactResume(Checkpoint):
             _settle(partial, self.folder / "last.ckpt")
         self._saved_batches = batches_seen(trainer)
         self._saved_at = time.monotonic()
+        if within_epoch is not True and self._validated and self.metric not in trainer.callback_metrics:
+            self._missing_metric(sorted(trainer.callback_metrics))
 
     def _improved(self, trainer: Trainer) -> bool:
         if self.metric not in trainer.callback_metrics:
-            self._missing_metric(sorted(trainer.callback_metrics))
             return False
         score = float(trainer.callback_metrics[self.metric])
         better = self.best_score is None or (score < self.best_score if self.mode == "min" else score > self.best_score)

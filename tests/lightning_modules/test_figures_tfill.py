@@ -89,13 +89,13 @@ def test_the_sheet_shows_at_most_twelve_samples():
     assert len(contact_sheet([Sample("s", "g", {"actin": image})]).axes) == 1
 
 
-def run(kind, folder=None, **summary):
+def run(kind, folder=None, dataset="twin", **summary):
     module = {"class_path": f"lightning_modules.tfill.{kind}", "alpha": summary.pop("alpha", 10.0)}
     best = {"metric": "matched_4um", "value": 0.93, "others": {"matched_1um": 0.27, "detection_rate": 1.0}}
     numbers = {f"test/{name}": value for name, value in summary.items()}
     return {
         "run_id": f"{kind}-{len(numbers)}",
-        "config": {"module": module, "data": {"data_root": "x"}, "seed": 0},
+        "config": {"module": module, "data": {"data_root": "x", "dataset": dataset}, "seed": 0},
         "summary": numbers,
         "history": [{}],
         "irreducible_error": best,
@@ -159,6 +159,36 @@ def test_distances_and_strips_come_from_the_predictions(tmp_path):
     np.testing.assert_allclose(greys, [0.1, 0.5, 0.9, 0.7], atol=0.005)
     for figure in figures.values():
         figure.canvas.draw()
+
+
+def labels_of(figure):
+    (table,) = figure.axes[0].tables
+    return [cell.get_text().get_text() for (_, column), cell in sorted(table.get_celld().items()) if column == -1]
+
+
+def test_many_runs_of_one_method_leave_the_others_their_rows():
+    many = [run("TFillTranslation", f1=0.9 - 0.01 * number, alpha=float(number)) for number in range(20)]
+    runs = [*many, run("Pix2PixTranslation", f1=0.2), run("CycleGANTranslation", f1=0.1)]
+    labels = labels_of(comparison(runs)["figure_2e"])
+    assert labels[:14] == [f"TFill, alpha {number}.0" for number in range(14)]
+    assert labels[14:] == ["pix2pix", "CycleGAN"]
+
+
+def test_runs_on_different_data_share_no_strip_and_no_limit(tmp_path):
+    runs = [
+        run("TFillTranslation", predicted(tmp_path / "far", [0.1], 0.3), dataset="other", f1=0.9),
+        run("TFillTranslation", predicted(tmp_path / "a", [0.1], 0.9), f1=0.8, alpha=1.0),
+        run("TFillTranslation", predicted(tmp_path / "b", [0.1], 0.8), f1=0.7, alpha=3.0),
+        run("Pix2PixTranslation", predicted(tmp_path / "c", [0.1], 0.7), f1=0.6),
+    ]
+    runs[0]["irreducible_error"] = {"metric": "f1", "value": 0.5}
+    runs[1]["irreducible_error"] = {"metric": "f1", "value": 0.95}
+    runs[2]["irreducible_error"] = runs[3]["irreducible_error"] = runs[1]["irreducible_error"]
+    figures = comparison(runs)
+    assert labels_of(figures["figure_2e"])[4:] == ["best possible (other)", "best possible (twin)"]
+    strip = figures["figure_2d"].axes
+    greys = [float(ax.images[0].get_array()[0, 0, 0]) for ax in strip]
+    np.testing.assert_allclose(greys, [0.1, 0.5, 0.9, 0.7], atol=0.005)
 
 
 def test_runs_without_numbers_draw_nothing():

@@ -14,7 +14,6 @@ from lightning_modules.metrics.image_quality import (
     PerceptualDistance,
     frechet_distance,
     l1,
-    perceptual_metric,
     psnr_db,
     ssim,
 )
@@ -125,22 +124,29 @@ def test_the_cache_is_torchs_own_folder(alexnet_file, tmp_path, monkeypatch):
         PerceptualDistance("alex", "cache")
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / image_quality.TRUNKS["alex"]).write_bytes(alexnet_file.read_bytes())
-    assert isinstance(perceptual_metric("cache"), PerceptualDistance)
+    assert PerceptualDistance("alex", "cache").distance.pnet_type == "alex"
 
 
-def test_a_metric_without_weights_is_left_out_with_one_warning(tmp_path, monkeypatch):
-    with pytest.warns(UserWarning, match="test/lpips is left out: weights: there is no file") as caught:
-        assert perceptual_metric(str(tmp_path / "absent.pth")) is None
-    assert len(caught) == 1
+def test_what_fid_lacks_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(image_quality.importlib.util, "find_spec", lambda name: None)
-    with pytest.warns(UserWarning, match="test/fid is left out: the package torch-fidelity is not installed") as caught:
-        assert frechet_distance("cache") is None
-    assert len(caught) == 1
+    with pytest.raises(FileNotFoundError, match=r"^weights: the package torch-fidelity is not installed"):
+        frechet_distance("cache")
     monkeypatch.setattr(image_quality.importlib.util, "find_spec", lambda name: object())
-    with pytest.warns(UserWarning, match="test/fid is left out: weights: there is no file"):
-        assert frechet_distance(str(tmp_path / "absent.pth")) is None
+    with pytest.raises(FileNotFoundError, match=r"^weights: there is no file"):
+        frechet_distance(str(tmp_path / "absent.pth"))
 
 
-def test_nothing_is_said_where_nothing_was_asked_for():
-    assert perceptual_metric(None) is None
-    assert frechet_distance(None) is None
+def test_the_state_dict_of_a_sibling_is_named(tmp_path):
+    first = {"features.0.weight": torch.zeros(64, 3, 3, 3)}  # VGG-11 begins like VGG-16
+    torch.save(first, tmp_path / "vgg11.pth")
+    with pytest.raises(ValueError, match=r"^weights .*vgg11\.pth is no state dict of vgg16"):
+        PerceptualDistance("vgg", str(tmp_path / "vgg11.pth"))
+
+
+@pytest.mark.slow
+def test_lpips_is_in_single_precision_whatever_the_training_is_in(alexnet_file):
+    distance = PerceptualDistance("alex", str(alexnet_file))
+    generated, real = (2 * part - 1 for part in images(size=64, channels=1))
+    expected = distance(generated, real)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(distance(generated, real), expected)

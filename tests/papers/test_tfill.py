@@ -373,6 +373,7 @@ def test_bad_arguments_are_refused_by_name(name, changes, message):
         ("trainer.precision=bf16-true", "trainer.precision must be 32-true or bf16-mixed, .* in single precision"),
         ("trainer.precision=64-true", "trainer.precision must be 32-true or bf16-mixed, .* in single precision"),
         ("trainer.strategy=fsdp", "trainer.strategy must be auto or ddp, not fsdp, because two optimizers take turns"),
+        ("trainer.strategy=ddp_spawn", "trainer.strategy must be auto or ddp, not ddp_spawn, because two optimizers"),
     ],
 )
 def test_options_that_two_optimizers_rule_out_are_refused_when_composing(name, word, message):

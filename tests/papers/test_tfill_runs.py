@@ -28,10 +28,13 @@ from mechanolab.runs import read_metrics, read_run, read_status
 
 TILE_PX = 32
 WORDS = {
-    "tfill_small": ["module.width=2", "module.layers=1", f"module.image_size_px={TILE_PX}", "module.noise=true"],
+    "tfill_small": [
+        "module.width=2", "module.layers=1", f"module.image_size_px={TILE_PX}", "module.noise=true",
+        "module.ema_decay=0.9", "module.r1_gamma=1.0", "module.r1_every=2", "module.clip_gradient_norm=1.0",
+    ],
     "tfill_pix2pix": ["module.levels=5", "module.width=2"],
     "tfill_cyclegan": ["module.blocks=1", "module.width=2", "module.pool_size=3"],
-}
+}  # fmt: skip
 CLASSES = {"tfill_small": "TFill", "tfill_pix2pix": "Pix2Pix", "tfill_cyclegan": "CycleGAN"}
 SHARED = [
     f"data.load_px={TILE_PX + 4}", f"data.crop_px={TILE_PX}", "data.num_workers=0", "data.batch_size=2",
@@ -94,7 +97,7 @@ def checkpoint(folder: Path) -> dict[str, Any]:
 def test_a_run_cut_in_the_middle_of_an_epoch_ends_bit_for_bit_as_the_whole_run(
     name: str, places: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two optimizers, noise, dropout, schedules and the pool of past images."""
+    """Two optimizers, noise, dropout, mean weights, a lazy penalty, schedules and the pool of past images."""
     assert fit(name, "whole") == 0
     module = getattr(tfill, f"{CLASSES[name]}Translation")
     original, done = module.training_step, 0
@@ -192,6 +195,74 @@ def test_absent_weights_of_the_loss_are_told_by_the_settings_name(tmp_path: Path
     words = ["module.perceptual_weight=10", f"module.pretrained_weights={tmp_path}/absent.pth", *WORDS["tfill_small"]]
     with pytest.raises(RequestError, match=r"^module\.pretrained_weights: there is no file .*absent\.pth; give"):
         launch.construct(compose("tfill_small", overrides=[*SHARED, *words]))
+
+
+@pytest.mark.slow
+def test_a_run_that_ends_before_its_first_validation_is_kept_and_tested(places: Path) -> None:
+    words = [*SHARED, *WORDS["tfill_pix2pix"], "trainer.max_steps=2"]
+    assert launch.fit(compose("tfill_pix2pix", overrides=words), experiment="tfill_pix2pix", run_id="short") == 0
+    assert checkpoint(places / "tfill_pix2pix" / "short")["global_step"] == 2
+    run = read_run(places / "tfill_pix2pix" / "short")
+    assert run.status["state"] == "finished"
+    assert "test/f1" in run.summary
+    assert not any(name.startswith("val/") for name in run.summary)
+
+
+def test_metrics_without_their_weights_are_left_out_with_one_warning_each(tmp_path: Path) -> None:
+    absent = [f"module.lpips_weights={tmp_path}/absent.pth", f"module.fid_weights={tmp_path}/absent.pth"]
+    module = launch.construct(compose("tfill_pix2pix", overrides=[*SHARED, *WORDS["tfill_pix2pix"], *absent])).module
+    assert (module.pretrained["lpips"], module.pretrained["fid"]) == (None, None)
+    module.trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"), is_global_zero=True)  # type: ignore[assignment]
+    with pytest.warns(UserWarning, match="is left out") as caught:
+        module.on_fit_start()
+    assert sorted(str(warning.message).partition(" there is no")[0] for warning in caught) == [
+        "test/fid is left out: module.fid_weights: the package torch-fidelity is not installed (extra fid), or give "
+        "null",
+        "test/lpips is left out: module.lpips_weights:",
+    ]
+    module.on_test_start()  # silent: warnings are errors
+
+
+class Distance(torch.nn.Module):
+    """In the place of a pretrained network: mean absolute difference, and how many images of each kind it was shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.real_features_num_samples = self.generated = 0
+
+    def forward(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        assert min(one.min(), other.min()) >= -1
+        assert max(one.max(), other.max()) <= 1
+        return (one - other).abs().mean(dim=(1, 2, 3))
+
+    def update(self, images: torch.Tensor, *, real: bool) -> None:
+        assert images.shape[1] == 3
+        assert 0 <= images.min() <= images.max() <= 1
+        self.real_features_num_samples += len(images) if real else 0
+        self.generated += 0 if real else len(images)
+
+    def compute(self) -> torch.Tensor:
+        return torch.tensor(100.0 * self.real_features_num_samples + self.generated)
+
+    def reset(self) -> None:
+        self.real_features_num_samples = self.generated = 0
+
+
+def test_pretrained_distances_are_part_of_the_loss_and_of_the_test(places: Path) -> None:
+    words = [*SHARED, *WORDS["tfill_small"], "module.perceptual_weight=10", "trainer.max_epochs=1"]
+    parts = launch.construct(compose("tfill_small", overrides=words))
+    parts.module.pretrained.update(loss=Distance(), lpips=Distance(), fid=Distance())
+    launch.set_up(parts.data, "fit")
+    trainer, _ = launch.make_trainer(parts, None)
+    trainer.fit(parts.module, datamodule=parts.data)
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    assert logged["train/perceptual"] > 0
+    rest = 10 * logged["train/reconstruction"] + logged["train/adversarial"]
+    assert logged["train/loss"] == pytest.approx(rest + 10 * logged["train/perceptual"], rel=1e-4)
+    tested = trainer.test(parts.module, datamodule=parts.data, verbose=False)[0]
+    images = len(parts.data.test_dataloader().dataset)
+    assert tested["test/fid"] == 101 * images
+    assert tested["test/lpips"] == pytest.approx(2 * tested["test/l1"], rel=1e-5)  # in [-1, 1] and in [0, 1]
 
 
 def test_a_fit_says_that_its_loss_goes_without_lpips() -> None:
