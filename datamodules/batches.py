@@ -116,3 +116,5 @@ class TranslationBatch(NamedTuple):
     """(batch,) float32."""
     sample_id: list[str]
     group: list[str]
+    owned: Tensor | None = None
+    """(batch, y, x) bool, where nuclei count that other, overlapping images show too; None where none overlap."""

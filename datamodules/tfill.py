@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.augmentation import translation_tiles as tiles
 from datamodules.augmentation.grid_symmetries import GridSymmetry
 from datamodules.batches import Sample, TranslationBatch
-from datamodules.converters.fluorescence_images import read_plane, tile_corners
+from datamodules.converters.fluorescence_images import CoveringTile, covering_tiles, read_plane
 from datamodules.converters.own_files import images_by_name
 from datamodules.shards.reader import ShardDataset
 from datamodules.shards.stacking import stack
@@ -41,6 +41,8 @@ LEAST_FIELD_PX = 16
 """Of a picture of the user's own: with fewer pixels in a field of cells its pixel size is a mistake."""
 TILE_TOLERANCE = 0.01
 """Relative; 384 px of .4151 um are 159.40 um."""
+OVERLAP_UM = 20.0
+"""Of neighbouring fields of one picture: more than a nucleus, which its owner then sees whole."""
 _CROPS = 0x63726F70
 """Keeps the draws of crops apart from others that start from the same seed."""
 
@@ -150,10 +152,10 @@ class ActinNucleusData(LightningDataModule):
         """Choose what `predict_dataloader` yields: a split of the data set, or the pictures of actin in `files`.
 
         Files are 8 or 16-bit TIFF, PNG or JPEG, grey or in one pseudo-colour; a stack of several pages is projected to
-        its maximum. With `pixel_size_um` each is cut into fields as wide as those the network is tested on, from the
-        first row and column on, the last ones shifted back to end with the picture; each field becomes a tile named
-        `<file>` or, where there are several, `<file>_y<row>_x<column>`. Without it a picture must be one square field
-        of `crop_px`. Nuclei are NaN. All are read here, so that a bad one is told before anything is predicted:
+        its maximum. With `pixel_size_um` each is cut into fields as wide as those the network is tested on, which
+        overlap, so that no nucleus is cut by all that show it, and of which one owns it; each field becomes a tile
+        named `<file>` or, where there are several, `<file>_y<row>_x<column>`. Without it a picture must be one square
+        field of `crop_px`. Nuclei are NaN. All are read here, so that a bad one is told before anything is predicted:
         FileNotFoundError or ValueError with its name.
         """
         if files is None:
@@ -343,14 +345,23 @@ def _own_tiles(path: Path, view: _View, field_um: float, pixel_size_um: float | 
         )
     grey = tiles.scaled(picture, view.contrast)
     samples = []
-    for top, left in tile_corners(picture.shape, side):
+    for tile in covering_tiles(picture.shape, side, overlap_px=min(round(OVERLAP_UM / pixel_size_um), side // 2)):
         several = picture.shape != (side, side)
-        name = f"{path.name}_y{top}_x{left}" if several else path.name
+        name = f"{path.name}_y{tile.top}_x{tile.left}" if several else path.name
         shown_um = pixel_size_um * side / view.crop_px
-        stored = {"actin": grey[np.newaxis, top : top + side, left : left + side]}
+        stored = {"actin": grey[np.newaxis, tile.top : tile.top + side, tile.left : tile.left + side]}
         planes = _planes(stored, view, view.crop_px, shown_um)
+        planes["owned"] = _owned(tile, side, view.crop_px)
         samples.append(Sample(name, path.name, {**planes, "pixel_size_um": np.array(shown_um, np.float32)}))
     return samples
+
+
+def _owned(tile: CoveringTile, side_px: int, shown_px: int) -> np.ndarray:
+    """Pixels (shown, shown) of a tile, resized, whose middles it owns."""
+    middles = (np.arange(shown_px) + 0.5) * side_px / shown_px
+    spans = ((tile.top, tile.rows), (tile.left, tile.columns))
+    rows, columns = ((own.start <= start + middles) & (start + middles < own.stop) for start, own in spans)
+    return rows[:, None] & columns
 
 
 def _collate(samples: Sequence[Sample]) -> TranslationBatch:
@@ -365,4 +376,5 @@ def _collate(samples: Sequence[Sample]) -> TranslationBatch:
         pixel_size_um=planes("pixel_size_um"),
         sample_id=[sample.sample_id for sample in samples],
         group=[sample.group for sample in samples],
+        owned=planes("owned") if "owned" in samples[0].fields else None,
     )

@@ -75,7 +75,7 @@ def _predict_step(self: Any, batch: TranslationBatch, batch_idx: int) -> scores.
 def _figures(self: Any, batch: TranslationBatch) -> dict[str, Any]:
     """Actin, real and generated nuclei, and their outlines, of the first images of a batch."""
     with evaluation_mode(self):
-        first = TranslationBatch(*(part[:4] for part in batch))
+        first = TranslationBatch(*(None if part is None else part[:4] for part in batch))  # type: ignore[arg-type]
         prediction = _predict_step(self, first, 0)
     actin, real = (scores.unit_range(part[:, 0]).numpy(force=True) for part in (first.actin, first.nucleus))
     arrays = (actin, real, prediction.nucleus[:, 0].numpy(force=True), prediction.overlay)

@@ -8,8 +8,9 @@ pages of one that does not are what the caller says.
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -56,22 +57,41 @@ def read_plane(
     return np.ascontiguousarray(plane)
 
 
-def tile_corners(shape_px: tuple[int, ...], side_px: int, *, whole: bool = True) -> list[tuple[int, int]]:
-    """First row and column of the square tiles of a picture (y, x), row by row.
+def tile_corners(shape_px: tuple[int, ...], side_px: int) -> list[tuple[int, int]]:
+    """First row and column of the square tiles of a picture (y, x), row by row; no two overlap.
 
-    Args:
-        shape_px: of the picture.
-        side_px: of a tile, at most that of the picture.
-        whole: whether the last tiles are shifted back so that all of the picture is covered; otherwise no two tiles
-            overlap and what is left at the far edges belongs to none.
+    What is left at the far edges belongs to none. `side_px` is at most the picture's.
     """
-    starts = []
-    for length in shape_px:
-        places = list(range(0, length - side_px + 1, side_px))
-        if whole and places[-1] + side_px < length:
-            places.append(length - side_px)
-        starts.append(places)
+    starts = [range(0, length - side_px + 1, side_px) for length in shape_px]
     return [(top, left) for top in starts[0] for left in starts[1]]
+
+
+class CoveringTile(NamedTuple):
+    """One of overlapping tiles that cover a picture, in pixels of the picture."""
+
+    top: int
+    left: int
+    rows: range
+    """Those that this tile owns; every pixel of the picture has one owner."""
+    columns: range
+
+
+def covering_tiles(shape_px: tuple[int, ...], side_px: int, *, overlap_px: int) -> list[CoveringTile]:
+    """Square tiles that cover a picture (y, x), row by row, evenly spread.
+
+    Neighbours share at least `overlap_px` and own it up to its middle, so that what lies at a border is seen whole by
+    its owner. `side_px` is at most the picture's.
+    """
+    spans = []
+    for length in shape_px:
+        room = length - side_px
+        count = 1 + -(-room // max(side_px - overlap_px, 1))
+        starts = [round(number * room / max(count - 1, 1)) for number in range(count)]
+        middles = [(before + side_px + after) // 2 for before, after in itertools.pairwise(starts)]
+        spans.append(
+            [(start, range(*own)) for start, own in zip(starts, itertools.pairwise([0, *middles, length]), strict=True)]
+        )
+    return [CoveringTile(top, left, rows, columns) for top, rows in spans[0] for left, columns in spans[1]]
 
 
 def _read_picture(path: Path) -> tuple[NDArray[np.generic], str]:

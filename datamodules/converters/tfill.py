@@ -138,7 +138,9 @@ def _pairs(folder: Path, conditions: Conditions) -> Iterator[tuple[str, tuple[Pa
         for name, path in here.items():
             if name not in there:
                 missing = pattern.replace("*", name)
-                raise ValueError(f"{path} has no partner {missing} beside it: add that file or remove this one")
+                raise ValueError(
+                    f"{path} has no partner {missing} beside it: put both of a pair into one folder, or remove this one"
+                )
     yield from ((name, (actin[name], nucleus[name])) for name in sorted(actin))
 
 
@@ -195,6 +197,11 @@ def _samples(entries: list[Entry], conditions: Conditions) -> Iterator[Sample]:
                 f"{entry.actin} is {_size(actin)}, but {first[0]} is {_size(first[1])}: convert each size from a "
                 "folder of its own, or let tile_px in conditions.json cut both"
             )
+        if conditions.field_um is not None and actin.shape[1] != first[1].shape[1]:
+            raise ValueError(
+                f"{entry.actin} is {_size(actin)}, but {first[0]} is {_size(first[1])}: field_um in conditions.json is "
+                "the width of one size only, give pixel_size_um instead"
+            )
         for sample in _tiles(entry, planes, conditions):
             count += 1
             yield sample
@@ -210,7 +217,7 @@ def _tiles(entry: Entry, planes: dict[str, NDArray[np.generic]], conditions: Con
     if side is not None and side > min(height, width):
         raise ValueError(f"{entry.actin} is {_size(planes['actin'])}, too small for tiles of {side} px: lower tile_px")
     pixel_size_um = np.array(conditions.pixel_size(width), np.float32)
-    for top, left in tile_corners((height, width), side or height, whole=False):
+    for top, left in tile_corners((height, width), side or height):
         there = slice(top, top + (side or height)), slice(left, left + (side or width))
         cut = {name: np.ascontiguousarray(plane[there])[np.newaxis] for name, plane in planes.items()}
         if any(plane.min() == plane.max() for plane in cut.values()):

@@ -77,6 +77,7 @@ def count_nuclei(
     pixel_size_um: float,
     minimum_area_um2: float,
     gaussian_sigma_px: float = 1.0,
+    owned: NDArray[np.bool_] | None = None,
 ) -> ImageNuclei:
     """Segment and match the nuclei of one generated image.
 
@@ -87,6 +88,7 @@ def count_nuclei(
         pixel_size_um: side of a pixel (um).
         minimum_area_um2: smaller components are no nuclei (um^2).
         gaussian_sigma_px: smoothing before the threshold (pixels).
+        owned: (y, x), where the centre of a generated nucleus must lie to count; None for everywhere.
 
     Raises:
         ValueError: as `nuclei.segment` and `nuclei.match`, and for an area that is not positive.
@@ -103,6 +105,10 @@ def count_nuclei(
     generated_labels = np.zeros(generated.shape, dtype=np.int64)
     if np.isfinite(generated).all():
         generated_labels = nuclei.segment(generated, threshold=threshold, **cut)
+    if owned is not None:
+        centres = np.rint(nuclei.regions(generated_labels).centroid_yx_px).astype(int)
+        kept = np.concatenate([[False], owned[tuple(centres.T)]])
+        generated_labels = np.where(kept, kept.cumsum(), 0)[generated_labels]
     counts = dict.fromkeys(COUNTS, math.nan)
     counts |= {"area_px": float(generated.size), "area_generated_px": float((generated_labels > 0).sum())}
     if real is None:

@@ -214,6 +214,7 @@ def nuclei_of(batch: Any, generated: Tensor, *, minimum_area_um2: float, by_chan
             ours[i],
             real[i] if known[i] else None,
             cells[i] if by_chance else None,
+            owned=None if batch.owned is None else batch.owned[i].cpu().numpy(),
             pixel_size_um=pixel_um[i],
             minimum_area_um2=minimum_area_um2,
         )

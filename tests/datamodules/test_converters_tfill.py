@@ -128,6 +128,13 @@ def test_a_large_picture_is_cut_into_tiles_of_one_group(tmp_path):
     assert {float(sample.fields["pixel_size_um"]) for sample in found.values()} == {2.0}
     assert len({sample.group for sample in found.values()}) == 1
     assert tfill.codes(source) == {}
+    wider = np.stack([picture(0, 50, 90), picture(1, 50, 90)])
+    tifffile.imwrite(source / "m4.tif", wider, imagej=True, metadata={"axes": "CYX"})
+    with pytest.raises(
+        ValueError, match=r"m4\.tif is 90 x 50 px, but .*m1\.tif is 70 x 50 px: field_um .* pixel_size_um"
+    ):
+        list(tfill.convert(source))
+    (source / "m4.tif").unlink()
     state(source, field_um=140, tile_px=60, actin_channel=0, nucleus_channel=1)
     with pytest.raises(ValueError, match="too small for tiles of 60 px: lower tile_px"):
         list(tfill.convert(source))

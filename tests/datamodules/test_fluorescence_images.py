@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+
 import cv2
 import numpy as np
 import pytest
 import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
 
-from datamodules.converters.fluorescence_images import read_plane, tile_corners
+from datamodules.converters.fluorescence_images import covering_tiles, read_plane, tile_corners
 
 RNG = np.random.default_rng(0)
 STACK = RNG.integers(0, 4000, (2, 5, 12, 10), dtype=np.uint16)  # channel, z, y, x
@@ -90,7 +94,21 @@ def test_what_cannot_be_told_is_refused_by_name(tmp_path):
         read_plane(tmp_path / "gone.tif")
 
 
-def test_tiles_cover_a_picture_or_keep_apart():
-    assert tile_corners((4, 10), 4) == [(0, 0), (0, 4), (0, 6)]
-    assert tile_corners((4, 10), 4, whole=False) == [(0, 0), (0, 4)]
-    assert tile_corners((8, 4), 4) == tile_corners((8, 4), 4, whole=False) == [(0, 0), (4, 0)]
+def test_tiles_keep_apart():
+    assert tile_corners((4, 10), 4) == [(0, 0), (0, 4)]
+    assert tile_corners((8, 4), 4) == [(0, 0), (4, 0)]
+
+
+@given(st.integers(4, 60), st.integers(4, 60), st.integers(4, 30), st.integers(0, 15))
+def test_covering_tiles_overlap_enough_and_every_pixel_has_one_owner(height, width, side, overlap):
+    side = min(side, height, width)
+    overlap = min(overlap, side // 2)
+    owners = np.zeros((height, width), int)
+    tiles = covering_tiles((height, width), side, overlap_px=overlap)
+    for tile in tiles:
+        assert 0 <= tile.top <= tile.rows.start < tile.rows.stop <= tile.top + side <= height
+        assert 0 <= tile.left <= tile.columns.start < tile.columns.stop <= tile.left + side <= width
+        owners[tile.rows.start : tile.rows.stop, tile.columns.start : tile.columns.stop] += 1
+    assert (owners == 1).all()
+    for starts in ({tile.top for tile in tiles}, {tile.left for tile in tiles}):
+        assert all(before + side - after >= overlap for before, after in itertools.pairwise(sorted(starts)))

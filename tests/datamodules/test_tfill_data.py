@@ -270,7 +270,11 @@ def test_own_pictures_are_cut_to_the_field_that_is_tested_on(make, tmp_path, suf
     data.setup("predict")
     batches = list(data.predict_dataloader())
     names = [name for one in batches for name in one.sample_id]
-    assert names == [f"mine{suffix}_y{y}_x{x}" for y in (0, 12) for x in (0, 48, 52)]
+    assert names == [f"mine{suffix}_y{y}_x{x}" for y in (0, 12) for x in (0, 26, 52)]  # 20 um overlap, spread evenly
+    first = batches[0].owned[0]
+    assert first[:20, :24].all()  # rows to 30 of 2 um, columns to 37, shown 32 for 48
+    assert not first[20:].any()
+    assert not first[:, 25:].any()
     assert {name for one in batches for name in one.group} == {f"mine{suffix}"}
     batch = batches[0]
     assert batch.actin.shape[1:] == (1, 32, 32)
@@ -288,6 +292,7 @@ def test_without_a_pixel_size_a_picture_is_one_field(make, tmp_path):
     data.predict_on(files=[own(tmp_path / "a.png", picture)])
     (batch,) = data.predict_dataloader()
     assert batch.sample_id == ["a.png"]
+    assert batch.owned.all()
     assert batch.pixel_size_um.tolist() == [3.0]
     with pytest.raises(ValueError, match=r"b\.png is 40 x 32 px, without a pixel size 32 x 32 px are needed"):
         data.predict_on(files=[own(tmp_path / "b.png", np.zeros((32, 40), np.uint8) + np.arange(40, dtype=np.uint8))])

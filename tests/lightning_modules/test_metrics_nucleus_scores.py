@@ -79,6 +79,27 @@ def test_without_a_real_image_only_what_was_generated_is_counted():
     assert image.table["real_nucleus"].tolist() == [-1, -1]
 
 
+def test_a_constant_real_image_is_no_threshold_for_the_generated_one():
+    generated = discs((20, 20)) + 0.1  # nowhere as dark as the real one
+    nothing = found(generated, np.zeros_like(generated)).counts
+    assert (nothing["nuclei_real"], nothing["nuclei_generated"]) == (0, 1)
+    assert nothing["area_generated_px"] < 0.2 * generated.size
+
+
+def test_a_nucleus_that_overlapping_images_show_is_counted_by_its_owner():
+    picture = discs((20, 12), (20, 30), size=40)
+    left = np.zeros(picture.shape, bool)
+    left[:, :21] = True
+    counts = [
+        count_nuclei(picture, None, None, pixel_size_um=1.0, minimum_area_um2=10.0, owned=own) for own in (left, ~left)
+    ]
+    assert [one.counts["nuclei_generated"] for one in counts] == [1, 1]
+    assert [one.table["x_um"].round().tolist() for one in counts] == [[12], [30]]
+    assert [int(one.generated.max()) for one in counts] == [1, 1]
+    none = count_nuclei(picture, None, None, pixel_size_um=1.0, minimum_area_um2=10.0, owned=np.zeros_like(left))
+    assert len(none.table["kind"]) == none.counts["area_generated_px"] == 0
+
+
 def test_the_least_area_is_physical():
     disc_um2 = math.pi * (RADIUS_PX * PIXEL_UM) ** 2
     real = discs((20, 20), (70, 45))
