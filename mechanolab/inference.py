@@ -9,7 +9,7 @@ from typing import Any
 from mechanolab import runs
 from mechanolab.callbacks.predictions import PredictionWriter
 from mechanolab.checkpoints import checkpoint_file, load_weights
-from mechanolab.config import RequestError, flatten, last_line, override
+from mechanolab.config import RequestError, RunFailedError, flatten, last_line, override
 from mechanolab.launch import Parts, construct, make_trainer, set_up
 
 IMAGE_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
@@ -26,6 +26,7 @@ def evaluate(
 
     Raises:
         RequestError: no such run or checkpoint, or wrong data.
+        RunFailedError: a sample cannot be scored.
     """
     parts = construct(without_pretraining(config, run_id))
     set_up(parts.data, stage)
@@ -34,7 +35,10 @@ def evaluate(
         load_weights(parts.module, weights)
     folder = None if run_id is None else runs.run_folder(experiment, run_id)
     trainer, _ = make_trainer(parts, folder if folder is not None and _made_with(folder, config) else None)
-    results = getattr(trainer, stage)(parts.module, datamodule=parts.data, verbose=False)
+    try:
+        results = getattr(trainer, stage)(parts.module, datamodule=parts.data, verbose=False)
+    except ValueError as error:  # a sample, or what is predicted of it, for which a score does not exist
+        raise RunFailedError(last_line(error)) from error
     return {name: float(value) for result in results for name, value in result.items()}
 
 

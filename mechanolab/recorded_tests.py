@@ -19,7 +19,7 @@ from typing import Any
 from mechanolab import runs
 from mechanolab.callbacks.exact_resume import Preempted
 from mechanolab.checkpoints import load_weights, steps_in
-from mechanolab.config import RequestError, last_line
+from mechanolab.config import RequestError, RunFailedError, last_line
 from mechanolab.inference import weights_file, without_pretraining
 from mechanolab.launch import (
     Parts,
@@ -51,6 +51,7 @@ def record(
 
     Raises:
         RequestError: the request is wrong; nothing was made.
+        RunFailedError: a sample cannot be scored; the run is marked failed.
     """
     folder = runs.run_folder(experiment, run_id)
     if run_id == tested_run:
@@ -79,6 +80,8 @@ def record(
             return None
         except BaseException as error:
             mark_run(folder, "failed", message=last_line(error))
+            if isinstance(error, ValueError):  # a sample, or what is predicted of it, for which a score does not exist
+                raise RunFailedError(last_line(error)) from error
             raise
         mark_run(folder, "finished", message=None)
     return _test_metrics(folder)

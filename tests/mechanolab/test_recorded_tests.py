@@ -104,6 +104,20 @@ def test_a_finished_test_is_not_repeated_and_another_one_does_not_overwrite_it(
     assert snapshot(runs) == before
 
 
+def test_a_sample_that_cannot_be_scored_fails_the_test_in_one_sentence(
+    runs: Path, toy: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def folded(self: Any, batch: Any, batch_idx: int) -> None:
+        raise ValueError("F must have a positive determinant everywhere: a voxel is turned inside out")
+
+    monkeypatch.setattr(toy.Method, "test_step", folded)
+    for words in (["test", "toy"], ["test", "toy", "--run-id", "folded"]):
+        assert main(words) == 1
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said == "mechanolab: F must have a positive determinant everywhere: a voxel is turned inside out"
+    assert read_status(runs / "toy" / "folded")["state"] == "failed"
+
+
 @pytest.mark.parametrize(("interrupt", "state"), [("stop", "preempted"), ("fail", "failed")])
 def test_an_interrupted_test_starts_again(
     runs: Path, toy: ModuleType, monkeypatch: pytest.MonkeyPatch, interrupt: str, state: str
