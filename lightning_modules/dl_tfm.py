@@ -12,8 +12,9 @@ alone. The published network's units are stress on a substrate of E0 = 10 on a g
 the side of the grid that it was trained on. Fields of any size are predicted on, large ones in tiles (`tiling`).
 
 Every sample says what operator of `physics.half_space` made its displacement (centre element, reach, Poisson's ratio):
-every module's forward residual uses it, the unrolled network and the sparse solver work with it. What a measurement
-does to the displacement, `transfer_function`, the samples do not know: it is an argument.
+the unrolled network and the sparse solver work with it, every module's forward residual and energy use it; told another
+by `module.*`, they use that, so those scores of a wrong operator are as the wrong operator sees them. What a
+measurement does to the displacement, `transfer_function`, the samples do not know: it is an argument.
 
 Deviations from the paper, and why:
 - Its error measure of the preprint, 3.2 %, has no published formula; `traction_nrmse` is the authors' errorTrac.
@@ -279,6 +280,7 @@ class FourierTractionCytometry(LightningModule):
     Args:
         regularization: lambda in (px/Pa)^2, as the paper gives it; null has `choice` find one for each field.
         choice: "evidence", "gcv" or "l_curve"; null where `regularization` is given.
+        mean_force: "zero" takes the field's mean displacement for drift, "finite_domain" for that of a net force.
         cutoff_percentile, frame_border_px: as for `TractionRegression`.
         centre_element, reach, poisson_ratio, transfer_function: as above; the inversion works with the last two.
     """
@@ -291,6 +293,7 @@ class FourierTractionCytometry(LightningModule):
         *,
         regularization: float | None,
         choice: str | None,
+        mean_force: str,
         cutoff_percentile: float | None,
         frame_border_px: int,
         centre_element: str | None,
@@ -301,7 +304,7 @@ class FourierTractionCytometry(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         _set_up(self)
-        self.network = FourierInversion(regularization, choice)
+        self.network = FourierInversion(regularization, choice, mean_force)
 
     validation_step, test_step, predict_step, figures = _validation_step, _test_step, _predict_step, _figures
     forward, loss_and_traction = _solved, _solution

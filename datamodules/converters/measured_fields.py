@@ -43,6 +43,10 @@ MUCH_LESS = 0.25
 The stored cells have none outside, 31 % or more when swapped."""
 
 
+LEAST_PX = 1e-4
+"""Far below what any measurement of displacement tells from none: a field that stays below is of another unit."""
+
+
 class MeasuredField(NamedTuple):
     """One field in float64."""
 
@@ -105,6 +109,7 @@ def sample_values(
             periodic=periodic,
         )
     shape = (found.displacement_px.shape[1], found.displacement_px.shape[2])
+    _check_size(entry, found, shape)
     mask = found.cell_mask if found.cell_mask is not None else np.ones(shape, bool)
     if len(found.outline_px):
         mask = polygon_interior(found.outline_px.T, *shape)
@@ -130,6 +135,17 @@ def sample_values(
         "poisson_ratio": np.array(conditions.poisson_ratio, np.float64),
         "pixel_size_um": np.array(found.pixel_size_um, np.float64),
     }
+
+
+def _check_size(entry: Entry, found: MeasuredField, shape: tuple[int, int]) -> None:
+    """Raise ValueError where a displacement is too small or too large to be one in the unit that was said."""
+    largest = float(np.hypot(*found.displacement_px).max())
+    if 0 < largest < LEAST_PX or largest > max(shape):
+        many = "less than any measurement sees" if largest < LEAST_PX else f"more than the {max(shape)} of the field"
+        raise ValueError(
+            f"{entry.where}: its largest displacement is {largest:.3g} pixels of {found.pixel_size_um:g} um, {many}: "
+            "correct its unit, or the pixel sizes in conditions.json"
+        )
 
 
 def _check_declared(entry: Entry, conditions: Conditions) -> None:

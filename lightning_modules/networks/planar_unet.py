@@ -8,11 +8,10 @@ the output, one network serves every stiffness and every strength of pulling, as
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.networks.field_strength import strength
 from lightning_modules.networks.tiling import on_any_size
 
 BLOCK_CONVOLUTIONS = 2
@@ -28,9 +27,9 @@ class PlanarUNet(nn.Module):
         width: channels at full resolution (#). 16 at depth 3 has 629,490 parameters.
         depth: halvings (#); sizes that are no multiple of 2**depth are padded with zeros at the far edges, and the
             output is cropped back. In evaluation mode, fields above 512 px are computed in tiles (`tiling`).
-        scale_equivariant: divide each input by its root mean square and multiply the output by it, so that
-            f(a u) = a f(u) for every a > 0 and f(0) = 0: any unit, stiffness or strength of pulling works alike. False
-            leaves the amplitude to the network, which can then learn what is noise from how small it is.
+        scale_equivariant: divide each input by its root mean square (`field_strength`) and multiply the output by it,
+            so that f(a u) = a f(u) for every a > 0 and f(0) = 0: any unit, stiffness or strength of pulling works
+            alike. False leaves the amplitude to the network, which can then learn what is noise from how small it is.
 
     """
 
@@ -84,8 +83,7 @@ class PlanarUNet(nn.Module):
             )
         if not self.scale_equivariant:
             return self._traction(displacement)
-        norm = torch.linalg.vector_norm(displacement, dim=(1, 2, 3), keepdim=True)
-        rms = norm / math.sqrt(displacement[0].numel())  # (batch, 1, 1, 1)
+        rms = strength(displacement)  # (batch, 1, 1, 1)
         return self._traction(displacement / torch.where(rms > 0, rms, 1)) * rms
 
     def _traction(self, displacement: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from physics.sparse_traction import traction_from_displacement_sparse
 from physics.traction_cytometry import choose_regularization, traction_from_displacement
 
 CHOICES = ("evidence", "gcv", "l_curve")
+MEAN_FORCES = ("zero", "finite_domain")
 
 
 class FourierInversion(nn.Module):
@@ -28,13 +29,14 @@ class FourierInversion(nn.Module):
         regularization: lambda in (px/Pa)^2, as papers on pixel displacements give it; None has `choice` find one for
             each field.
         choice: "evidence", "gcv" or "l_curve"; None where `regularization` is given.
+        mean_force: "zero" or "finite_domain", what becomes of the mean displacement.
 
     Raises:
         ValueError: both or none of the first two, or one out of its range.
 
     """
 
-    def __init__(self, regularization: float | None, choice: str | None) -> None:
+    def __init__(self, regularization: float | None, choice: str | None, mean_force: str = "zero") -> None:
         super().__init__()
         if (regularization is None) == (choice is None):
             raise ValueError("regularization or choice must be given, and the other one null")
@@ -42,8 +44,11 @@ class FourierInversion(nn.Module):
             raise ValueError(f"regularization must be finite and not negative, got {regularization}")
         if choice is not None and choice not in CHOICES:
             raise ValueError(f"choice must be one of {', '.join(CHOICES)}, got {choice!r}")
+        if mean_force not in MEAN_FORCES:
+            raise ValueError(f"mean_force must be one of {', '.join(MEAN_FORCES)}, got {mean_force!r}")
         self.regularization = regularization
         self.choice = choice
+        self.mean_force = mean_force
 
     def forward(self, displacement_px: Tensor, youngs_modulus_pa: Tensor, operator: ElasticOperator) -> Tensor:
         """Displacement in px, modulus (batch,) in Pa and the fields' operators -> traction / E.
@@ -59,7 +64,9 @@ class FourierInversion(nn.Module):
             strength = choose_regularization(displacement_px, method=str(self.choice), **substrate)
         else:
             strength = self.regularization * modulus_pa.square()  # in units in which E is 1
-        return traction_from_displacement(displacement_px, regularization=strength, **substrate)
+        return traction_from_displacement(
+            displacement_px, regularization=strength, mean_force=self.mean_force, **substrate
+        )
 
 
 class SparseInversion(nn.Module):

@@ -11,18 +11,17 @@ and the transfer function of the displacement measurement are arguments, not wei
 measurement whose operator is known to differ.
 
 Units are those of the grid: displacement in pixels, traction per Young's modulus. Every input is divided by its root
-mean square and the output multiplied by it, so f(a u) = a f(u): one network for every stiffness, magnification and
-strength of pulling. How noisy a field is the network sees from the field itself.
+mean square (`field_strength`) and the output multiplied by it, so f(a u) = a f(u): one network for every stiffness,
+magnification and strength of pulling. How noisy a field is the network sees from the field itself.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor, nn
 
 from lightning_modules.networks.elastic_operator import ElasticOperator
+from lightning_modules.networks.field_strength import strength
 from lightning_modules.networks.planar_unet import PlanarUNet
 
 REGULARIZATIONS = (0.002, 0.02, 0.2)
@@ -65,8 +64,7 @@ class UnrolledTractionNet(nn.Module):
     def estimates(self, displacement_px: Tensor, operator: ElasticOperator) -> list[Tensor]:
         """The estimate after every step, the last one being the answer; each (batch, 2, y, x)."""
         measured = displacement_px.float()
-        norm = torch.linalg.vector_norm(measured, dim=(1, 2, 3), keepdim=True)  # at 0 its gradient is 0
-        rms = norm / math.sqrt(measured[0].numel())  # (batch, 1, 1, 1)
+        rms = strength(measured)  # (batch, 1, 1, 1)
         measured = measured / torch.where(rms > 0, rms, 1)
         blur = torch.full_like(measured[:, :1], operator.blur_px2() / WIDEST_BLUR_PX2)
         seen = torch.cat((operator.inverses(measured, REGULARIZATIONS), measured, blur), dim=1)

@@ -214,19 +214,36 @@ def test_what_is_declared_must_not_contradict_the_name_of_an_array(tmp_path, nam
             build().predict_on(files=[folder / name])
 
 
+@pytest.mark.parametrize(
+    ("factor", "message"),
+    [
+        (1e-6, "less than any measurement sees: correct its unit"),
+        (1e3, "more than the 13 of the field: correct its unit"),
+    ],
+)
+def test_a_field_of_another_unit_than_was_said_is_refused(tmp_path, factor, message):
+    folder = declare(tmp_path / "own")
+    shifts = field() * CONDITIONS["pixel_size_um"] * factor  # in m, or in nm
+    path = archived(folder / "a.npz", displacement_um=shifts)
+    with pytest.raises(ValueError, match=rf"a\.npz: its largest displacement is .* pixels of .* um, {message}"):
+        predicted_on(path)
+    still = archived(folder / "still.npz", displacement_um=np.zeros_like(shifts))
+    assert predicted_on(still)[0].displacement_px.abs().max() == 0
+
+
 @pytest.mark.parametrize("dtype", [">f4", ">f8", "<f4", ">i2", "f2"])
 def test_numbers_of_any_width_and_byte_order_are_read(tmp_path, dtype):
-    displacement_px = np.round(100 * field()).astype(dtype)
+    displacement_px = np.round(5 * field()).astype(dtype)
     unnamed = declare(tmp_path / "unnamed", axes="cyx", displacement_unit="px")
     folder = declare(tmp_path / "own")
     with h5py.File(folder / "dspl.mat", "w") as file:
-        file["dspl"] = np.round(100 * field(9, 9)).astype(dtype)  # HDF5 keeps MATLAB's axes in reverse
+        file["dspl"] = np.round(5 * field(9, 9)).astype(dtype)  # HDF5 keeps MATLAB's axes in reverse
     files = [saved(unnamed / "one.npy", displacement_px), archived(folder / "px.npz", displacement_px=displacement_px)]
     (batch,) = predicted_on(*files)
     expected = torch.from_numpy(displacement_px.astype(np.float32)).expand(2, -1, -1, -1)
     torch.testing.assert_close(batch.displacement_px, expected, rtol=1e-6, atol=0)
     (batch,) = predicted_on(folder / "dspl.mat")
-    torch.testing.assert_close(batch.displacement_px[0], torch.from_numpy(np.round(100 * field(9, 9))).float())
+    torch.testing.assert_close(batch.displacement_px[0], torch.from_numpy(np.round(5 * field(9, 9))).float())
 
 
 def test_files_that_cannot_be_predicted_on_are_refused_by_name(tmp_path):
