@@ -37,6 +37,7 @@ from torch.optim.lr_scheduler import StepLR
 
 from datamodules.batches import OPERATOR_CODES, TractionBatch
 from lightning_modules.figures.dl_tfm import traction_panel
+from lightning_modules.figures.vector_maps import rendered
 from lightning_modules.losses.step_sizes import rise_and_fall
 from lightning_modules.losses.tensor_clipping import clip_each_tensor_
 from lightning_modules.losses.traction import grid_side_px, published_units, relative_error, summed_squared_error
@@ -80,19 +81,30 @@ def _test_step(self: Any, batch: TractionBatch, batch_idx: int) -> None:
 
 
 def _predict_step(self: Any, batch: TractionBatch, batch_idx: int) -> TractionPrediction:
-    """Traction of every field, cut off if asked for, with what can be said of it."""
+    """Traction of every field, cut off if asked for, with what can be said of it; a map of each measured one."""
     traction_pa = _cut(self, batch, self.loss_and_traction(batch)[1])
-    return predicted(batch, traction_pa, _operator(self, batch).displacement)
+    prediction = predicted(batch, traction_pa, _operator(self, batch).displacement)
+    if batch.traction_pa.isfinite().any():
+        return prediction
+    panels = [
+        _panel(TractionBatch(*(part[i : i + 1] for part in batch)), traction_pa[i : i + 1])
+        for i in range(len(batch.group))
+    ]
+    return prediction._replace(maps=[rendered(panel) for panel in panels])
 
 
 def _figures(self: Any, batch: TractionBatch) -> dict[str, Any]:
     """Displacement, true and predicted traction of the first fields of a batch."""
     with evaluation_mode(self):
         first = TractionBatch(*(part[:4] for part in batch))
-        prediction = _predict_step(self, first, 0).traction_pa.numpy(force=True)
-    seen = (first.pixel_size_um, first.cell_mask, first.displacement_px, first.traction_pa)
-    arrays = [part.numpy(force=True) for part in seen]
-    return {"tractions": traction_panel(*arrays, prediction, sample_ids=first.sample_id)}
+        traction_pa = _cut(self, first, self.loss_and_traction(first)[1])
+    return {"tractions": _panel(first, traction_pa)}
+
+
+def _panel(batch: TractionBatch, traction_pa: Tensor) -> Any:
+    """Displacement, true and predicted traction of the fields of a batch."""
+    seen = (batch.pixel_size_um, batch.cell_mask, batch.displacement_px, batch.traction_pa, traction_pa)
+    return traction_panel(*(part.numpy(force=True) for part in seen), sample_ids=batch.sample_id)
 
 
 def _solved(self: Any, displacement_px: Tensor, youngs_modulus_pa: Tensor, operator: ElasticOperator) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -26,6 +27,13 @@ LONGEST_ARROW_BLOCKS = 2.2
 OUTLINE_COLOUR = "#7fe3ff"
 BAR_SHARE = 0.28
 """A scale bar is at most this share of the map's width."""
+
+
+def rendered(figure: Figure) -> np.ndarray:
+    """A figure as a picture (y, x, 3), 8-bit."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def map_axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -41,7 +42,7 @@ REFERENCE_REGULARIZATION = 6e-10 * 10670.0**2
 
 
 class TractionPrediction(NamedTuple):
-    """Traction (batch, 2, y, x), and one number per sample (batch,) as `summary` and `without_truth` explain."""
+    """Traction (batch, 2, y, x), one number per sample (batch,) as `summary` and `without_truth` explain, and maps."""
 
     traction_pa: Tensor
     largest_traction_pa: Tensor
@@ -52,6 +53,8 @@ class TractionPrediction(NamedTuple):
     displacement_nrmse: Tensor
     fttc_correlation: Tensor
     traction_nrmse: Tensor
+    maps: list[np.ndarray] | None = None
+    """Pictures (y, x, 3) of measured fields, 8-bit; None where the truth is known, of which figures show a few."""
 
 
 def _strong_angle_error(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:

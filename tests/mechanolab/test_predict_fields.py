@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from matplotlib.image import imread
 
 from mechanolab.cli import main
 from physics.traction_cytometry import traction_from_displacement
@@ -69,6 +70,10 @@ def test_tractions_of_own_fields_are_in_pa_whatever_size_and_stiffness(predictio
             )
             assert float(table[f"{name}.npz"]["largest_traction_pa"]) == pytest.approx(largest, rel=1e-3)
             assert table[f"{name}.npz"]["traction_nrmse"] == "nan"
+        # heat maps and arrows of every field, of whatever size; they differ as the fields do
+        pictures = {name: imread(folder / f"{name}.npz_maps.png") for name in fields}
+    assert all(len(np.unique(picture.reshape(-1, picture.shape[-1]), axis=0)) > 50 for picture in pictures.values())
+    assert len({picture.tobytes() for picture in pictures.values()}) == len(fields)
     assert (folder / "tractions.png").stat().st_size > 10_000
 
 
