@@ -92,7 +92,7 @@ def _module(name: str, size: int) -> Any:
     from mechanolab.config import compose
 
     numbers = {key: value for key, value in compose(name)["module"].items() if key != "class_path"}
-    return TFillTranslation(**{**numbers, "image_size_px": size, "noise": False})
+    return TFillTranslation(**{**numbers, "image_size_px": size, "noise": False, "decay_share": 0.0})
 
 
 def _batch(size: int, count: int, seed: int) -> TranslationBatch:
@@ -122,7 +122,7 @@ def _lightning(module: Any, batches: list[TranslationBatch], device: str, precis
 
 def _bare(module: Any, batches: list[TranslationBatch], device: str, precision: str) -> float:
     from lightning_modules.losses.adversarial import discriminator_loss, generator_loss
-    from lightning_modules.losses.translation import mask_weighted_l1
+    from lightning_modules.losses.translation import over_scales
 
     numbers = module.hparams
     betas = tuple(numbers["betas"])
@@ -134,14 +134,16 @@ def _bare(module: Any, batches: list[TranslationBatch], device: str, precision: 
         actin, nucleus, mask = (part.to(device) for part in cpu_batch[:3])
         real = nucleus.expand(-1, numbers["image_channels"], -1, -1)
         with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16-mixed"):
-            fake = generator.pyramid(actin.expand(-1, numbers["image_channels"], -1, -1))[-1].float()
+            pyramid = generator.pyramid(actin.expand(-1, numbers["image_channels"], -1, -1))
+            images = [image.float() for image in pyramid][0 if numbers["every_scale"] else -1 :]
+            fake = images[-1]
             loss = discriminator_loss(discriminator(real), discriminator(fake.detach()), game="nonsaturating")
         theirs.zero_grad()
         loss.backward()
         theirs.step()
         discriminator.requires_grad_(False)  # its gradients in the generator's step would be for nothing
         with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16-mixed"):
-            l1 = mask_weighted_l1(fake, real, mask, alpha=numbers["alpha"], form=numbers["form"])
+            l1 = over_scales(images, real, mask, alpha=numbers["alpha"], form=numbers["form"])
             adversarial = generator_loss(discriminator(fake), game="nonsaturating")
         loss = numbers["reconstruction_weight"] * l1 + numbers["adversarial_weight"] * adversarial
         ours.zero_grad()
