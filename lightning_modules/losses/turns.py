@@ -73,7 +73,8 @@ def adam_for_both_sides(module: Any) -> Any:
     def factor(step: int) -> float:
         return min(1.0, max(0.0, (steps - step) / falling))
 
-    return optimizers, [LambdaLR(optimizer, factor) for optimizer in optimizers]
+    learning = optimizers if numbers.get("adversarial_weight", 1) else optimizers[:1]
+    return optimizers, [LambdaLR(optimizer, factor) for optimizer in learning]
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ CLASSES = {
     "tfill_cyclegan": CycleGANTranslation,
 }
 SMALL = {
-    "tfill_small": {"width": 2, "layers": 1, "image_size_px": 32},
+    "tfill_small": {"width": 2, "layers": 1, "image_size_px": 32, "every_scale": False, "decay_share": 0.0},
     "tfill_pix2pix": {"levels": 5, "width": 2},
     "tfill_cyclegan": {"blocks": 1, "width": 2, "pool_size": 2},
 }

@@ -281,6 +281,13 @@ def test_colours_that_lpips_cannot_take_are_refused(tmp_path: Path) -> None:
         launch.construct(compose("tfill_small", overrides=[*words, "module.image_channels=2"]))
 
 
+@pytest.mark.slow
+def test_the_step_size_falls_without_a_discriminator_too(places: Path) -> None:
+    words = [*SHARED, *WORDS["tfill_small"], "module.adversarial_weight=0", "module.decay_share=1.0"]
+    assert launch.fit(compose("tfill_small", overrides=words), experiment="tfill_small", run_id="alone") == 0
+    assert read_status(places / "tfill_small" / "alone")["state"] == "finished"
+
+
 def test_step_sizes_stay_in_a_run_that_only_time_ends() -> None:
     words = [*SHARED, *WORDS["tfill_pix2pix"], "trainer.max_epochs=-1", "trainer.max_time=00:00:30:00"]
     parts = launch.construct(compose("tfill_pix2pix", overrides=words))
