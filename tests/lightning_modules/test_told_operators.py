@@ -54,7 +54,13 @@ def test_a_setting_takes_the_place_of_what_the_samples_say(wrong: dict[str, Any]
 
 
 def test_fourier_cytometry_uses_the_poissons_ratio_that_it_is_told() -> None:
-    settings = {"regularization": 1e-10, "choice": None, "cutoff_percentile": None, "frame_border_px": 0}
+    settings = {
+        "regularization": 1e-10,
+        "choice": None,
+        "mean_force": "zero",
+        "cutoff_percentile": None,
+        "frame_border_px": 0,
+    }
     said, told = (
         FourierTractionCytometry(**{**settings, **AS_SAID, **changes}).predict_step(batch(), 0).traction_pa
         for changes in ({}, {"poisson_ratio": 0.49})
