@@ -72,6 +72,7 @@ class ForceImageData(LightningDataModule):
         frame_px: side of the square in the middle that is kept of larger frames in validation, test and prediction,
             after the taper (the authors' 1024); null keeps frames whole. The user's own images are always whole.
         validation_every: every how many-th frame of the validation split is validated on; 1 for all of them.
+        test_every: every how many-th frame of the test split is tested on; 1 for all of them.
 
     Raises:
         ValueError: an argument is out of its range; the message starts with its name.
@@ -82,6 +83,7 @@ class ForceImageData(LightningDataModule):
         {
             **{"batch_size": 1, "num_workers": 0, "dataset": "twin", "split": "default", "memory_gib": 0.0},
             **{"steps_per_epoch": 1, "crop_px": 128, "frames_at_once": 1, "frame_px": 64, "validation_every": 1},
+            "test_every": 1,
         }
     )
     """What a smoke run on a simulated fixture sets."""
@@ -110,12 +112,14 @@ class ForceImageData(LightningDataModule):
         frames_at_once: int,
         frame_px: int | None,
         validation_every: int,
+        test_every: int,
     ) -> None:
         super().__init__()
         lowest = (
             *(("batch_size", batch_size, 1), ("num_workers", num_workers, 0), ("seed", seed, 0)),
             *(("steps_per_epoch", 1 if steps_per_epoch is None else steps_per_epoch, 1), ("margin_px", margin_px, 0)),
             *(("frames_at_once", frames_at_once, 1), ("validation_every", validation_every, 1)),
+            ("test_every", test_every, 1),
             ("frame_px", 1 if frame_px is None else frame_px, 1),
         )
         for name, value, least in lowest:
@@ -140,6 +144,7 @@ class ForceImageData(LightningDataModule):
         self.steps_per_epoch = steps_per_epoch
         self.frames_at_once = frames_at_once
         self.validation_every = validation_every
+        self.test_every = test_every
         self._margin_px = margin_px
         self._taper_fraction = taper_fraction
         self._frame_px = frame_px
@@ -205,8 +210,8 @@ class ForceImageData(LightningDataModule):
         return self._frames("val", every=self.validation_every)
 
     def test_dataloader(self) -> DataLoader[ForceImageBatch]:
-        """Whole frames of the test split, in its stored order."""
-        return self._frames("test")
+        """Whole frames of the test split, every `test_every`-th in its stored order."""
+        return self._frames("test", every=self.test_every)
 
     def predict_dataloader(self) -> DataLoader[ForceImageBatch]:
         """Whole frames of what `predict_on` chose, in its order; the test split where it was not called.

@@ -22,7 +22,7 @@ PLAIN = {
     **{"dataset": "cells", "split": "default", "batch_size": 4, "num_workers": 0, "memory_gib": 0.0, "seed": 7},
     **{"steps_per_epoch": None, "crop_px": 32, "margin_px": 12, "taper_fraction": 0.1, "mirror": True},
     **{"rotation_deg": 180.0, "salt_image_probability": 0.5, "salt_pixel_probability": 0.01},
-    **{"salt_maximum_grey": 2000.0, "frames_at_once": 2, "frame_px": None, "validation_every": 1},
+    **{"salt_maximum_grey": 2000.0, "frames_at_once": 2, "frame_px": None, "validation_every": 1, "test_every": 1},
 }
 STORED = ("image", "traction_pa", "pixel_size_um", "time_s")
 
@@ -129,10 +129,15 @@ def test_larger_frames_are_cut_to_the_middle_after_the_taper(make):
     assert same(epoch_of(make(frame_px=1024).test_dataloader()), epoch_of(make().test_dataloader()))
 
 
-def test_validation_can_take_every_third_frame(make):
-    every = list(by_id(epoch_of(make(split="paper").val_dataloader())))
-    assert list(by_id(epoch_of(make(split="paper", validation_every=3).val_dataloader()))) == every[::3]
-    assert len(every) > 6
+def test_validation_and_test_can_take_every_third_frame(make):
+    whole, thinned = make(split="paper"), make(split="paper", validation_every=3, test_every=3)
+    for every, some in (
+        (whole.val_dataloader(), thinned.val_dataloader()),
+        (whole.test_dataloader(), thinned.test_dataloader()),
+    ):
+        names = list(by_id(epoch_of(every)))
+        assert list(by_id(epoch_of(some))) == names[::3]
+        assert len(names) >= 3
 
 
 def test_frames_without_a_known_traction_are_predicted_on_but_not_trained_on(make):
@@ -352,6 +357,7 @@ def test_own_images_that_cannot_be_read_are_refused_before_anything_is_predicted
         ({"frames_at_once": 0}, "frames_at_once must be at least 1"),
         ({"frame_px": 0}, "frame_px must be at least 1"),
         ({"validation_every": 0}, "validation_every must be at least 1"),
+        ({"test_every": 0}, "test_every must be at least 1"),
         ({"dataset": "a/b"}, "dataset must be the name of one folder"),
     ],
 )
