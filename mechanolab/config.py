@@ -316,7 +316,10 @@ def check(config: dict[str, Any], source: str) -> None:
         _check_section(section, config[section], cls.__init__, LAUNCHER_ARGUMENTS.get(section, set()))
     from lightning.pytorch import Trainer
 
-    _check_section("trainer", config["trainer"], Trainer.__init__, OWNED_BY_LAUNCHER)
+    options = {**config["trainer"]}
+    if options.get("precision") == "auto":  # the launcher's own word: it looks at the machine
+        del options["precision"]
+    _check_section("trainer", options, Trainer.__init__, OWNED_BY_LAUNCHER)
     module_class: Any = import_class(config["module"]["class_path"], package="lightning_modules", key="module")
     # optional: a module whose way of training rules out some options of the trainer says so here, not in its first step
     fault = getattr(module_class, "trainer_fault", lambda options: None)(config["trainer"])

@@ -149,11 +149,16 @@ def _open_run(parts: Parts, folder: Path, *, experiment: str, checkpoint: Path |
     step = steps_in(checkpoint)
     runs.write_config(folder, parts.config)
     runs.truncate_metrics(folder / "metrics.jsonl", step)
-    runs.write_json(folder / "environment.json", runs.environment(parts.data.data_folder))
+    runs.write_json(folder / "environment.json", environment_of(parts))
     facts = {"experiment": experiment, "group": group_of(experiment), "parameters": _parameter_counts(parts.module)}
     runs.write_status(folder, "running", **facts, message=None)
     doing = "continues" if checkpoint else "starts"
     print(f"run {experiment}/{folder.name} {doing} at step {step}", file=sys.stderr)
+
+
+def environment_of(parts: Parts) -> dict[str, Any]:
+    """What a run stands on, the precision that this machine computes in among it."""
+    return {**runs.environment(parts.data.data_folder), "precision": precision_of(parts.config["trainer"])}
 
 
 def _parameter_counts(module: LightningModule) -> dict[str, int]:
@@ -235,6 +240,7 @@ def make_trainer(parts: Parts, folder: Path | None, *, extra: Sequence[Callback]
         callbacks.append(RichProgressBar())
     options = dict(parts.config["trainer"])
     options["strategy"] = _strategy(options, parts.module)
+    options["precision"] = precision_of(options)
     try:
         trainer = Trainer(
             **options,
@@ -255,13 +261,32 @@ def _strategy(options: Mapping[str, Any], module: LightningModule) -> Any:
     strategy = options.get("strategy", "auto")
     devices = options.get("devices", "auto")
     if devices in ("auto", -1, "-1"):
-        on_gpu = options.get("accelerator", "auto") in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-        count = torch.cuda.device_count() if on_gpu else 1
+        count = torch.cuda.device_count() if _on_cuda(options) else 1
     else:
         count = len(devices) if isinstance(devices, list) else int(devices)
     if module.needs_find_unused_parameters and (strategy == "ddp" or (strategy == "auto" and count > 1)):
         return "ddp_find_unused_parameters_true"
     return strategy
+
+
+def precision_of(options: Mapping[str, Any]) -> Any:
+    """The asked-for precision; `auto` is bfloat16 where the machine computes in it, single precision elsewhere.
+
+    A processor without it emulates it, about ten times slower than single precision.
+    """
+    precision = options.get("precision")
+    if precision != "auto":
+        return precision
+    if _on_cuda(options):
+        computes = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        known = torch.cpu.get_capabilities()
+        computes = bool(known.get("amx_bf16") or known.get("avx512_bf16"))
+    return "bf16-mixed" if computes else "32-true"
+
+
+def _on_cuda(options: Mapping[str, Any]) -> bool:
+    return options.get("accelerator", "auto") in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
 # -- continuing and finishing -----------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from mechanolab.launch import (
     Parts,
     already_finished,
     construct,
+    environment_of,
     environment_variables,
     group_of,
     make_trainer,
@@ -93,7 +94,7 @@ def _open(parts: Parts, folder: Path, config: dict[str, Any], *, experiment: str
     runs.write_status(folder, "running", experiment=experiment, group=group_of(experiment), message=None, **facts)
     runs.write_config(folder, config)
     (folder / "metrics.jsonl").unlink(missing_ok=True)
-    runs.write_json(folder / "environment.json", runs.environment(parts.data.data_folder))
+    runs.write_json(folder / "environment.json", environment_of(parts))
     of = f" of run {facts['tested_run']}" if facts["tested_run"] else ""
     print(f"test {experiment}/{folder.name}{of} starts", file=sys.stderr)
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-PRECISIONS = ("32", "32-true", "bf16", "bf16-mixed")
+PRECISIONS = ("32", "32-true", "bf16", "bf16-mixed", "auto")
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 
 
