@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from scipy.spatial import ConvexHull
 
 from datamodules.batches import Sample
-from datamodules.simulators import legi_cells, point_stresses, traction_discs
+from datamodules.simulators import legi_cells, point_stresses, traction_discs, traction_oracle
 from datamodules.simulators.legi_cells import ANGLE_RAD, POINTS
 from datamodules.simulators.sample_groups import equal_groups
 from physics.half_space import displacement_from_traction
@@ -64,7 +64,7 @@ MOST_TRIALS = 200
 """Membranes simulated before a group gives up; about three in four are accepted with the defaults."""
 RIM_POINTS = 48
 """Corners of a disc whose hull is taken."""
-ORACLE_CELLS = 3
+ORACLE_CELLS = 12
 """Fields per kind whose oracle error is averaged."""
 MADE_ANEW = ("data.centre_element", "data.reach", "data.poisson_ratio", "data.transfer_function")
 """Settings with which the displacement is another one than the oracle's; null keeps it."""
@@ -279,15 +279,18 @@ def _scaled(stress: Floats, interior: NDArray[np.bool_], parameters: Parameters)
 
 
 def _displaced(traction_pa: Floats, parameters: Parameters) -> Floats:
-    displacement = displacement_from_traction(
-        torch.from_numpy(np.ascontiguousarray(traction_pa)),
-        pixel_size_um=parameters.grid_pixel_um,
-        youngs_modulus_pa=parameters.youngs_modulus_pa,
-        poisson_ratio=parameters.poisson_ratio,
-        centre_element=parameters.centre_element,
-        reach=parameters.reach,
-    )
-    return displacement.numpy()
+    traction = torch.from_numpy(np.ascontiguousarray(traction_pa))
+    return displacement_from_traction(traction, reach=parameters.reach, **_substrate(parameters)).numpy()
+
+
+def _substrate(parameters: Parameters) -> dict[str, Any]:
+    """What `physics.half_space` asks for."""
+    return {
+        "pixel_size_um": parameters.grid_pixel_um,
+        "youngs_modulus_pa": parameters.youngs_modulus_pa,
+        "poisson_ratio": parameters.poisson_ratio,
+        "centre_element": parameters.centre_element,
+    }
 
 
 # -- discs ------------------------------------------------------------------------------------------------------------
@@ -371,12 +374,15 @@ def _oracle_error_per_px(parameters: Parameters) -> float:
             truth = _cell_samples(rng, "", 1, parameters.recipe, parameters)[0].fields["traction_pa"].astype(np.float64)
             strength = np.hypot(*truth)
             rows, columns = np.nonzero(strength)
-            stresses = np.zeros((len(rows), *truth.shape), np.float32)
-            single = np.arange(len(rows))
-            stresses[single, :, rows, columns] = (truth / np.where(strength > 0, strength, 1.0))[:, rows, columns].T
             weights = np.ones(len(rows))
-            responses = np.concatenate([_displaced(part, parameters) for part in np.array_split(stresses, 16)])
-        matrix = responses.reshape(len(responses), -1).astype(np.float64)
-        spread = noise_um**2 * np.diag(np.linalg.inv(matrix @ matrix.T))
-        errors.append(np.sqrt((spread * weights).sum() / (truth**2).sum()))
+            directions = (truth / np.where(strength > 0, strength, 1.0))[:, rows, columns]
+            responses = traction_oracle.pixel_responses(
+                rows,
+                columns,
+                directions,
+                size_px=parameters.grid_size_px,
+                reach=parameters.reach,
+                **_substrate(parameters),
+            )
+        errors.append(traction_oracle.fitted_error(responses, weights, truth, noise_um))
     return float(np.mean(errors))
