@@ -3,7 +3,8 @@
 `forward_residual` and `displacement_nrmse` say how badly a traction explains the measured displacement, over the frame
 and up to 10 px outside the outline; `fttc_correlation` how its vectors agree with Fourier cytometry's; `outside_share`
 how much of sum |T| lies more than 10 px outside the outline, where there should be none. Networks are those of the runs
-that the environment names: `RUNS=dl_tfm_ours/<id>,dl_tfm/<id> make bench BENCH=real_cell`.
+that the environment names, with and without the cutoff: `RUNS=dl_tfm_ours/<id>,dl_tfm/<id> make bench
+BENCH=real_cell`.
 """
 
 from __future__ import annotations
@@ -39,13 +40,15 @@ GOAL = "residual <= .25, correlation >= .93, share outside <= half of FTTC + cut
 
 
 def run() -> list[dict[str, object]]:
-    from mechanolab.config import compose
+    from mechanolab.config import compose, override
 
     if not CELL.is_file():
         return [{"method": "nothing: the measured cell is not there"}]
     rows = [_row(name, compose(experiment, overrides=words), None) for name, (experiment, words) in METHODS.items()]
     for name in filter(None, os.environ.get("RUNS", "").split(",")):
-        rows.append({**_row(name, *_trained(name)), "goal": GOAL})
+        config, weights = _trained(name)
+        for label, words in ((name, []), (f"{name} + cutoff 98", METHODS["FTTC + cutoff 98"][1])):
+            rows.append({**_row(label, override(config, words), weights), "goal": GOAL})
     return rows
 
 
