@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from lightning_modules.networks import tiling
 from lightning_modules.networks.elastic_operator import WIDE_BLUR, WIDE_SHARE, ElasticOperator
 from lightning_modules.networks.unrolled_traction_net import REGULARIZATIONS, UnrolledTractionNet
 from physics.half_space import displacement_from_traction
@@ -248,3 +249,18 @@ def test_any_size_is_answered_and_the_gradient_reaches_every_weight():
 def test_fewer_than_no_steps_are_refused():
     with pytest.raises(ValueError, match="steps must be at least 0, got -1"):
         UnrolledTractionNet(steps=-1)
+
+
+@pytest.mark.parametrize("size", [(72, 72), (45, 90)])
+def test_a_large_field_in_tiles_is_the_same_as_in_one_piece(size, monkeypatch):
+    network, calls = awake(steps=2, depth=1).eval(), []
+    for unet in (network.first, *network.corrections):
+        unet.encoders[0].register_forward_hook(lambda *_: calls.append(1))
+    displacement = field(1, 2, *size)
+    with torch.no_grad():
+        whole = network(displacement, alike(1))
+        assert len(calls) == 3
+        monkeypatch.setattr(tiling, "WHOLE_PX", 40)
+        monkeypatch.setattr(tiling, "TILE_PX", 24)
+        close(network(displacement, alike(1)), whole)
+    assert len(calls) > 3 + 3 * 4
