@@ -7,14 +7,14 @@ four regularisations, with and without cutoff). Peers: the U-Net of Kratz et al.
 `steps` is a plain 2-D U-Net, the cheap sibling.
 
 All take displacement (batch, 2, y, x) in pixels of the field's own grid and Young's modulus (batch,) in Pa, and return
-traction (batch, 2, y, x) in Pa. No pixel size enters: with lengths in pixels the displacement depends on traction / E
-alone. The published network's units are stress on a substrate of E0 = 10 on a grid of 104: T = net(u) E/10 S/104, S
-the side of the grid that it was trained on. Fields of any size are predicted on, large ones in tiles (`tiling`).
+traction (batch, 2, y, x) in Pa. With lengths in pixels the displacement depends on traction / E alone; the pixel size
+enters only where a gel is thin. The published network's units are stress on a substrate of E0 = 10 on a grid of 104:
+T = net(u) E/10 S/104, S the side of the training grid. Fields of any size are predicted on, large ones in tiles.
 
 Every sample says what operator of `physics.half_space` made its displacement (centre element, reach, Poisson's ratio):
 the unrolled network and the sparse solver work with it, every module's forward residual and energy use it; told another
-by `module.*`, they use that, so those scores of a wrong operator are as the wrong operator sees them. What a
-measurement does to the displacement, `transfer_function`, the samples do not know: it is an argument.
+by `module.*`, they use that, so those scores of a wrong operator are as the wrong operator sees them. How thick the gel
+is and what a measurement does to the displacement, the samples do not know: both are arguments.
 
 Deviations from the paper, and why:
 - Its error measure of the preprint, 3.2 %, has no published formula; `traction_nrmse` is the authors' errorTrac.
@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from functools import partial
 from typing import Any
 
 import torch
@@ -127,14 +126,14 @@ class TractionRegression(LightningModule):
         optimizer: "sgdm" (Wang & Lin) or "adagrad" (Kratz).
         learning_rate: first step size.
         momentum: of SGD.
-        decay_factor: the step size is multiplied by this ...
-        decay_epochs: ... after every so many epochs; null keeps it.
+        decay_factor, decay_epochs: the step size is multiplied by the one after every so many epochs; null keeps it.
         weight_decay: L2 penalty on weights, not on biases.
         clip_each_tensor: largest L2 norm of the gradient of each parameter tensor; null does not clip.
         cutoff_percentile: vectors shorter than this percentile of |T| outside the cell become 0; null keeps all.
         frame_border_px: rows and columns along the frame that do not count as outside for the cutoff.
         centre_element, reach, poisson_ratio: what the method is told of the operator in place of what the samples say;
-            null tells the truth. Here they matter for the forward residual only, as does the next one.
+            null tells the truth. Here they matter for the forward residual only, as do the next two.
+        gel_thickness_um: of a gel bonded to rigid glass; null for one so thick that it counts as a half space.
         transfer_function: kernel (n,) of the displacement measurement; null for a perfect one.
     """
 
@@ -157,12 +156,13 @@ class TractionRegression(LightningModule):
         centre_element: str | None,
         reach: str | None,
         poisson_ratio: float | None,
+        gel_thickness_um: float | None,
         transfer_function: list[float] | None,
     ) -> None:
         super().__init__()
         networks: dict[str, Callable[[], nn.Module]] = {
-            "tracnet_faithful": partial(TractionUNet3d, "faithful"),
-            "tracnet_symmetric": partial(TractionUNet3d, "symmetric"),
+            "tracnet_faithful": lambda: TractionUNet3d("faithful"),
+            "tracnet_symmetric": lambda: TractionUNet3d("symmetric"),
             "kratz_unet": KratzUNet,
         }
         _require_choice("network", network, networks)
@@ -219,7 +219,7 @@ class PhysicsInformedRegression(LightningModule):
         weight_decay: of AdamW, on weights, not on biases.
         warm_up_share: share of the steps in which the step size rises; it falls to 0 along a cosine afterwards.
         cutoff_percentile, frame_border_px: as for `TractionRegression`.
-        centre_element, reach, poisson_ratio, transfer_function: as above; the network works with them.
+        centre_element, reach, poisson_ratio, gel_thickness_um, transfer_function: as above; the network uses them.
     """
 
     training_free: bool = False
@@ -241,6 +241,7 @@ class PhysicsInformedRegression(LightningModule):
         centre_element: str | None,
         reach: str | None,
         poisson_ratio: float | None,
+        gel_thickness_um: float | None,
         transfer_function: list[float] | None,
     ) -> None:
         super().__init__()
@@ -294,7 +295,7 @@ class FourierTractionCytometry(LightningModule):
         choice: "evidence", "gcv" or "l_curve"; null where `regularization` is given.
         mean_force: "zero" takes the field's mean displacement for drift, "finite_domain" for that of a net force.
         cutoff_percentile, frame_border_px: as for `TractionRegression`.
-        centre_element, reach, poisson_ratio, transfer_function: as above; the inversion works with the last two.
+        centre_element, reach, poisson_ratio, gel_thickness_um, transfer_function: as above; it uses the last three.
     """
 
     training_free: bool = True
@@ -311,6 +312,7 @@ class FourierTractionCytometry(LightningModule):
         centre_element: str | None,
         reach: str | None,
         poisson_ratio: float | None,
+        gel_thickness_um: float | None,
         transfer_function: list[float] | None,
     ) -> None:
         super().__init__()
@@ -328,7 +330,7 @@ class SparseTractionCytometry(LightningModule):
     Args:
         iterations: of the solver.
         cutoff_percentile, frame_border_px: as for `TractionRegression`.
-        centre_element, reach, poisson_ratio, transfer_function: as above; the solver works with them.
+        centre_element, reach, poisson_ratio, gel_thickness_um, transfer_function: as above; the solver uses them.
     """
 
     training_free: bool = True
@@ -343,6 +345,7 @@ class SparseTractionCytometry(LightningModule):
         centre_element: str | None,
         reach: str | None,
         poisson_ratio: float | None,
+        gel_thickness_um: float | None,
         transfer_function: list[float] | None,
     ) -> None:
         super().__init__()
@@ -363,17 +366,19 @@ def _set_up(module: Any) -> None:
         _require_choice(name, module.hparams[name], choices)
     if module.hparams["poisson_ratio"] is not None:
         check_substrate(1.0, 1.0, module.hparams["poisson_ratio"], None)
+    _require_positive(gel_thickness_um=module.hparams["gel_thickness_um"])
     module.register_buffer("transfer_function", kernel_of(module.hparams["transfer_function"]), persistent=False)
     module.metrics = traction_metrics()
 
 
 def _operator(module: Any, batch: TractionBatch) -> ElasticOperator:
     """What the method is told of the operators behind a batch."""
-    told = {"poisson_ratio": batch.poisson_ratio.tolist()}
-    for name, meanings in OPERATOR_CODES.items():
-        told[name] = [meanings[code] for code in getattr(batch, name).tolist()]
+    told = {name: [words[code] for code in getattr(batch, name).tolist()] for name, words in OPERATOR_CODES.items()}
+    told["poisson_ratio"] = batch.poisson_ratio.tolist()
     told |= {name: [module.hparams[name]] * len(batch.group) for name in told if module.hparams[name] is not None}
-    return ElasticOperator(**told, transfer_function=module.transfer_function)
+    thickness_um = module.hparams["gel_thickness_um"]
+    layer = None if thickness_um is None else (thickness_um / batch.pixel_size_um).tolist()
+    return ElasticOperator(**told, thickness_px=layer, transfer_function=module.transfer_function)
 
 
 def _cut(module: Any, batch: TractionBatch, traction_pa: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ WIDE_SHARE = 0.5
 WIDE_BLUR = 0.15
 WIDEST_BLUR = 0.25
 """Weight of a neighbour in the widest kernel drawn, [.25 .5 .25]."""
+EACH_FIELD = ("poisson_ratio", "centre_element", "reach", "thickness_um")
 UNIT_SUBSTRATE = {"pixel_size_um": 1.0, "youngs_modulus_pa": 1.0}
 
 
@@ -38,6 +39,8 @@ class ElasticOperator(NamedTuple):
     """(batch,), "full" or "published"; the latter for square fields of even size only."""
     transfer_function: Tensor | None = None
     """Kernel (n,) of the displacement measurement along each axis; None for a perfect one."""
+    thickness_px: Sequence[float] | None = None
+    """(batch,), thickness of gels bonded to rigid glass; None for half spaces."""
 
     def displacement(self, traction: Tensor) -> Tensor:
         """The displacement in px that a traction / E (batch, 2, y, x) causes."""
@@ -75,12 +78,15 @@ class ElasticOperator(NamedTuple):
 
         `operator`: the keyword arguments of `physics.half_space.displacement_from_traction`.
         """
-        keys = list(zip([round(nu, 6) for nu in self.poisson_ratio], self.centre_element, self.reach, strict=True))
+        count, layers = len(self.poisson_ratio), self.thickness_px
+        thicknesses = [None] * count if layers is None else [float(f"{layer:.6g}") for layer in layers]
+        ratios = [round(nu, 6) for nu in self.poisson_ratio]
+        keys = list(zip(ratios, self.centre_element, self.reach, thicknesses, strict=True))
         parts: list[Tensor] = []
         order: list[int] = []
         for key in dict.fromkeys(keys):
             chosen = [number for number, other in enumerate(keys) if other == key]
-            operator: dict[str, Any] = dict(zip(("poisson_ratio", "centre_element", "reach"), key, strict=True))
+            operator: dict[str, Any] = dict(zip(EACH_FIELD, key, strict=True))
             operator |= {"transfer_function": self.transfer_function, **UNIT_SUBSTRATE}
             alike = fields if len(chosen) == len(keys) else [field[chosen] for field in fields]
             parts.append(compute(*alike, **operator))
@@ -107,6 +113,7 @@ class ElasticOperator(NamedTuple):
             centre_element=["exact" if chance[1] < 0.5 else "published"] * count,
             reach=["full" if chance[2] < 0.5 or not even_square else "published"] * count,
             transfer_function=torch.tensor([blur, 1 - 2 * blur, blur]) if blur > 0 else None,
+            thickness_px=self.thickness_px,
         )
 
     def measured_by(self, other: ElasticOperator, displacement_px: Tensor, traction: Tensor) -> Tensor:
