@@ -31,7 +31,7 @@ from torch import Tensor
 
 from datamodules.batches import ForceImageBatch
 from lightning_modules.figures.insilico_tfm import force_figures
-from lightning_modules.losses.lognormal import floored_variance, pixel_losses
+from lightning_modules.losses.lognormal import balanced, floored_variance, pixel_losses
 from lightning_modules.losses.step_sizes import rise_and_fall
 from lightning_modules.metrics.epoch_means import log_step, reset_training_metrics
 from lightning_modules.metrics.frame_series import FrameSeries
@@ -68,6 +68,7 @@ class BayesianTractionRegression(LightningModule):
         initial_channels: maps of the first convolution (#).
         dropout_rate: in [0, 1).
         loss: "log_normal" (eq. 1), or "squared_error" of ln F, which makes the network deterministic: no sigma.
+        beta: in [0, 1], how far pixels of small sigma lose their weight in training; 0 is eq. 1 (`losses.lognormal`).
         sigma_floor: added to sigma in quadrature; 0 is eq. 1 as printed.
         learning_rate: (largest) step size of Adam.
         warm_up_share: share of the steps in which the step size rises; it falls to 0 along a cosine afterwards. null
@@ -96,6 +97,7 @@ class BayesianTractionRegression(LightningModule):
         initial_channels: int,
         dropout_rate: float,
         loss: str,
+        beta: float,
         sigma_floor: float,
         learning_rate: float,
         warm_up_share: float | None,
@@ -119,6 +121,8 @@ class BayesianTractionRegression(LightningModule):
             raise ValueError(f"learning_rate must be positive, got {learning_rate}")
         if not 0 <= (warm_up_share or 0) <= 1:
             raise ValueError(f"warm_up_share must lie in [0, 1], got {warm_up_share}")
+        if not 0 <= beta <= 1:
+            raise ValueError(f"beta must lie in [0, 1], got {beta}")
         for name, value in (("weight_decay", weight_decay), ("sigma_floor", sigma_floor), ("draw_seed", draw_seed)):
             if not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"{name} must be at least 0, got {value}")
@@ -142,8 +146,11 @@ class BayesianTractionRegression(LightningModule):
         if batch_idx == 0:
             reset_training_metrics(self)
         log_force, frames = batch.log_traction[:, 0], len(batch.group)
-        losses = self._losses(self._distribution(self(batch.image)[None]), log_force)
+        predicted = self._distribution(self(batch.image)[None])
+        losses = self._losses(predicted, log_force)
         log_loss(self, "train", losses.detach(), log_force, spread=self.probabilistic)
+        if predicted.sigma_squared is not None:
+            losses = balanced(losses, predicted.sigma_squared[0], beta=self.hparams["beta"])
         return log_step(self, losses.mean(), batch_size=frames)
 
     def validation_step(self, batch: ForceImageBatch, batch_idx: int) -> None:

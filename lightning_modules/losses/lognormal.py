@@ -43,6 +43,20 @@ def pixel_losses(mu: Tensor, sigma: Tensor, log_force: Tensor, *, sigma_floor: f
     return 0.5 * ((log_force - mu).square() / variance + variance.log())
 
 
+def balanced(losses: Tensor, variance: Tensor, *, beta: float) -> Tensor:
+    """Losses (...) of pixels, each times variance^beta (...), which counts as a number: the beta-NLL.
+
+    Seitzer et al. 2022, arXiv 2203.09168. The pull of eq. 1 on mu goes with 1 / variance, so that pixels which are
+    predicted well already, the whole background, outweigh those that are not. beta 0 is eq. 1; with 1 all pixels pull
+    on mu alike, as by squared errors. Where every pixel's loss is smallest does not depend on beta.
+
+    Raises ValueError when beta lies outside [0, 1].
+    """
+    if not 0 <= beta <= 1:
+        raise ValueError(f"beta must lie in [0, 1], got {beta}")
+    return losses if beta == 0 else losses * variance.detach() ** beta
+
+
 def negative_log_likelihood(
     mu: Tensor, sigma: Tensor, log_force: Tensor, *, sigma_floor: float = SIGMA_FLOOR
 ) -> Tensor:

@@ -11,6 +11,7 @@ from torch.distributions import LogNormal
 
 from lightning_modules.losses.lognormal import (
     SIGMA_FLOOR,
+    balanced,
     floored_variance,
     negative_log_likelihood,
     pixel_losses,
@@ -82,3 +83,17 @@ def test_bad_arguments_are_refused():
     for floor in (-1.0, math.nan):
         with pytest.raises(ValueError, match="sigma_floor must not be negative"):
             negative_log_likelihood(one, one, one, sigma_floor=floor)
+
+
+@SETTINGS
+@given(beta=st.floats(0, 1), seed=st.integers(0, 1000))
+def test_balancing_scales_every_pixels_pull_and_moves_no_optimum(beta, seed):
+    mu, sigma, log_force = (tensor.requires_grad_() for tensor in drawn(3, 4, seed=seed))
+    plain = torch.autograd.grad(pixel_losses(mu, sigma, log_force, sigma_floor=0).sum(), (mu, sigma))
+    losses = pixel_losses(mu, sigma, log_force, sigma_floor=0)
+    scaled = torch.autograd.grad(balanced(losses, sigma.square(), beta=beta).sum(), (mu, sigma))
+    for one, other in zip(plain, scaled, strict=True):
+        torch.testing.assert_close(other, one * sigma.detach() ** (2 * beta))
+    assert balanced(losses, sigma.square(), beta=0) is losses
+    with pytest.raises(ValueError, match="beta must lie in"):
+        balanced(losses, sigma.square(), beta=beta + 1.001)

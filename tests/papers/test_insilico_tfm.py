@@ -108,6 +108,24 @@ def test_the_loss_is_equation_1_by_hand():
     assert metrics["train/nll_foreground"] != pytest.approx(metrics["train/nll_background"], rel=0.01)
 
 
+def test_beta_1_pulls_on_mu_as_squared_errors_do_and_reports_equation_1():
+    changes = {"sigma_floor": 0.5, "dropout_rate": 0.0, "beta": 1.0}
+    module, batch = build("insilico_tfm", **changes), batch_of(2)
+    other = copy.deepcopy(module)
+    mu, sigma = module.train()(batch.image).unbind(dim=1)
+    error = (batch.log_traction[:, 0] - mu).square()
+    (error / 2).mean().backward()
+    expected = module.network.mu.weight.grad
+    seen = []
+    other.on_after_backward = lambda: seen.append(other.network.mu.weight.grad.clone())
+    fit = trainer(max_epochs=1)
+    fit.fit(other, Batches([batch]), Batches([batch]))
+    torch.testing.assert_close(seen[0], expected, rtol=1e-3, atol=1e-6)
+    variance = sigma.square() + 0.25
+    equation_1 = 0.5 * (error / variance + variance.log()).mean()
+    assert fit.callback_metrics["train/loss"].item() == pytest.approx(equation_1.item(), rel=1e-4)
+
+
 def test_the_gradient_is_clipped_by_its_global_norm():
     module = build("insilico_tfm")
     original = module.configure_gradient_clipping
@@ -341,6 +359,7 @@ def test_a_checkpoint_alone_gives_the_same_answers(name, tmp_path):
         ("insilico_tfm", {"draws_at_once": 0}, "draws_at_once must be at least 1, got 0"),
         ("insilico_tfm", {"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
         ("insilico_tfm", {"weight_decay": -1.0}, "weight_decay must be at least 0, got -1.0"),
+        ("insilico_tfm", {"beta": 1.5}, r"beta must lie in \[0, 1\], got 1.5"),
         ("insilico_tfm", {"sigma_floor": math.nan}, "sigma_floor must be at least 0, got nan"),
         ("insilico_tfm", {"dropout_rate": 1.0}, "dropout_rate must lie in"),
         ("insilico_tfm_deterministic", {"draws": 4}, "draws and validation_draws must be null for the squared_error"),
