@@ -111,7 +111,13 @@ def published(**changes: Any) -> TractionRegression:
     arguments: dict[str, Any] = {"network": "kratz_unet", "optimizer": "adagrad", "learning_rate": 0.01}
     arguments |= {"momentum": 0.9, "decay_factor": 0.5, "decay_epochs": None, "weight_decay": 0.0}
     arguments |= {"clip_each_tensor": None, "cutoff_percentile": None, "frame_border_px": 0}
-    arguments |= {"centre_element": None, "reach": None, "poisson_ratio": None, "transfer_function": None}
+    arguments |= {
+        "centre_element": None,
+        "reach": None,
+        "poisson_ratio": None,
+        "gel_thickness_um": None,
+        "transfer_function": None,
+    }
     return TractionRegression(**(arguments | changes))
 
 

@@ -15,7 +15,13 @@ OPERATORS = [
     {"poisson_ratio": 0.45, "centre_element": "published", "reach": "published"},
     {"poisson_ratio": 0.49, "centre_element": "exact", "reach": "full"},
 ]
-AS_SAID: dict[str, Any] = {"centre_element": None, "reach": None, "poisson_ratio": None, "transfer_function": None}
+AS_SAID: dict[str, Any] = {
+    "centre_element": None,
+    "reach": None,
+    "poisson_ratio": None,
+    "gel_thickness_um": None,
+    "transfer_function": None,
+}
 
 
 def batch() -> TractionBatch:
