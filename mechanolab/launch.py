@@ -272,7 +272,7 @@ def _strategy(options: Mapping[str, Any], module: LightningModule) -> Any:
 def precision_of(options: Mapping[str, Any]) -> Any:
     """The asked-for precision; `auto` is bfloat16 where the machine computes in it, single precision elsewhere.
 
-    A processor without it emulates it, about ten times slower than single precision.
+    A processor without it emulates it, many times slower than single precision.
     """
     precision = options.get("precision")
     if precision != "auto":

@@ -38,8 +38,8 @@ def pixel_responses(
 ) -> Floats:
     """Displacement (n, 2, size_px, size_px) in um by each of n pixels alone, 1 Pa along `directions` (2, n) on it.
 
-    Cut out of one kernel, which a transform of every pixel's field would take three times longer for (measured).
-    `reach` and `substrate` are as in `physics.half_space`, with an open boundary.
+    Cut out of one kernel, which spares a transform of every pixel's field. `reach` and `substrate` are as in
+    `physics.half_space`, with an open boundary.
     """
     xx, xy, yy = green_tensor_space(size_px - 1, size_px - 1, **substrate).numpy()
     kernel = np.stack((np.stack((xx, xy)), np.stack((xy, yy))))  # direction, component, offsets along y and x

@@ -17,9 +17,12 @@ from typing import Any, NamedTuple
 
 METRIC = "test/traction_nrmse"
 AS_MADE = "as stored"
-OPERATOR = {"centre_element": "published", "reach": "published", "poisson_ratio": 0.45, "transfer_function": None}
-"""What makes the displacement, with what a null of the data stands for."""
-CONTINUOUS = ("poisson_ratio", "transfer_function")
+OPERATOR = {
+    **{"centre_element": "published", "reach": "published", "poisson_ratio": 0.45},
+    **{"gel_thickness_um": None, "transfer_function": None},
+}
+"""What makes the displacement, with what a null of the data stands for; no data are made on a thin gel."""
+CONTINUOUS = ("poisson_ratio", "gel_thickness_um", "transfer_function")
 """Those of them that Fourier cytometry works with."""
 TOLD_NOTHING = ("TractionRegression",)
 """Classes that no operator can be told; a plain U-Net of ours is another."""
@@ -209,6 +212,8 @@ def _words(operator: Mapping[str, Any]) -> str:
     for key, value in operator.items():
         if key == "poisson_ratio":
             parts.append(f"ν {_short(value)}")
+        elif key == "gel_thickness_um":
+            parts.append("half space" if value is None else f"gel of {_short(value)} µm")
         elif key == "transfer_function":
             parts.append("no blur" if value is None else f"blur {_short(value)}")
         else:

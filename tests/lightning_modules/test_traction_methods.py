@@ -36,3 +36,13 @@ def test_a_network_stays_one_method_on_whatever_it_is_tested() -> None:
     assert (method.label, len(method.scores)) == ("ours, 1 step", 2)
     (unknown,) = methods_of([recorded(None, 0.06), recorded(None, 0.3, "discs")])
     assert (unknown.label, len(unknown.scores)) == ("ours, 1 step", 2)
+
+
+def test_a_method_told_of_a_thin_gel_stays_one_and_works_with_another_operator() -> None:
+    runs = [recorded("families", 0.06), recorded("families", 0.08), recorded("families", 0.3)]
+    for run, thickness_um in zip(runs[1:], (None, 20.0), strict=True):
+        run["config"]["module"]["gel_thickness_um"] = thickness_um
+    (method,) = methods_of(runs)
+    ((right, wrong),) = method.scores.values()
+    assert (right.mean, right.matched, right.told) == (pytest.approx(0.07), True, "")
+    assert (wrong.mean, wrong.matched, wrong.told) == (0.3, False, "gel of 20 µm")
