@@ -58,6 +58,8 @@ class TractionBatch(NamedTuple):
     """(batch,) int64, code of the operator behind the displacement (`OPERATOR_CODES`): 0 exact, 1 published."""
     reach: Tensor
     """(batch,) int64, code of the same operator: 0 full, 1 published."""
+    gel_thickness_um: Tensor
+    """(batch,) float32, of the substrate, bonded to rigid glass; inf for a half space."""
     sample_id: list[str]
     group: list[str]
 

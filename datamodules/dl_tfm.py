@@ -31,10 +31,12 @@ from datamodules.converters import own_fields
 from datamodules.shards.reader import ShardDataset
 from datamodules.shards.stacking import stack
 from datamodules.shards.stored_splits import InMemory, StoredSplits, loader
-from physics.half_space import displacement_from_traction, kernel_shape
+from physics.half_space import check_reach, displacement_from_traction, kernel_shape
 
 SCALARS = ("youngs_modulus_pa", "poisson_ratio", "pixel_size_um")
 MEASURED = ("displacement_um", "cell_mask", *SCALARS, *OPERATOR_CODES)
+OPTIONAL = ("traction_pa", "gel_thickness_um")
+"""Unknown without, and a half space."""
 LARGE_PX = 256
 """Side from which own fields are predicted on one by one."""
 _MAGNITUDES = 0x6D61676E
@@ -208,7 +210,12 @@ class TractionData(LightningDataModule):
             )
         if "traction_pa" not in known and split == "train":
             raise ValueError(f"{self.splits.folder} holds displacements without tractions: it cannot be trained on")
-        return self.splits.open(split, [*MEASURED, *(["traction_pa"] if "traction_pa" in known else [])])
+        if self._operator is not None:
+            changed = ", ".join(self._operator)
+            if "traction_pa" not in known:
+                raise ValueError(f"{changed} cannot be changed in {self.splits.folder}, which holds no traction_pa")
+            check_reach(self._operator.get("reach", "full"), known["traction_pa"].shape[-2:])
+        return self.splits.open(split, [*MEASURED, *(name for name in OPTIONAL if name in known)])
 
     def _loader(self, dataset: _Fields, training: bool, *, batch_size: int | None = None) -> DataLoader[TractionBatch]:
         return loader(
@@ -313,6 +320,7 @@ class _Fields(Dataset[Sample]):
         fields["displacement_px"] = displacement_um / np.float32(fields["pixel_size_um"])
         fields["cell_mask"] = fields["cell_mask"][0]
         fields.setdefault("traction_pa", np.full_like(displacement_um, np.nan))
+        fields.setdefault("gel_thickness_um", np.array(np.inf))
         # Lightning counts the epochs of validation, too, while it fits
         draw = {"seed": self.seed, "epoch": epoch if self.fresh else 0, "index": index}
         if self.symmetries:
@@ -348,11 +356,10 @@ def _made_anew(fields: Mapping[str, np.ndarray], changed: dict[str, Any]) -> dic
 
     The difference between both operators is added to the stored displacement, which may be finer than they are.
     """
-    if "traction_pa" not in fields:
-        raise ValueError(f"{', '.join(changed)} cannot be changed in a data set that holds no traction_pa")
     traction_pa = torch.from_numpy(fields["traction_pa"])
     stored: dict[str, Any] = {name: float(fields[name]) for name in SCALARS}
     stored |= {name: meanings[int(fields[name])] for name, meanings in OPERATOR_CODES.items()}
+    stored["thickness_um"] = float(fields["gel_thickness_um"]) if "gel_thickness_um" in fields else None
     difference = displacement_from_traction(traction_pa, **{**stored, **changed})
     difference -= displacement_from_traction(traction_pa, **stored)
     told = {
@@ -364,7 +371,9 @@ def _made_anew(fields: Mapping[str, np.ndarray], changed: dict[str, Any]) -> dic
 
 
 def _collate(samples: Sequence[Sample]) -> TractionBatch:
-    scalars = {name: torch.from_numpy(stack(samples, name).astype(np.float32)) for name in SCALARS}
+    scalars = {
+        name: torch.from_numpy(stack(samples, name).astype(np.float32)) for name in (*SCALARS, "gel_thickness_um")
+    }
     scalars |= {name: torch.from_numpy(stack(samples, name).astype(np.int64)) for name in OPERATOR_CODES}
     return TractionBatch(
         displacement_px=torch.from_numpy(stack(samples, "displacement_px")),

@@ -11,10 +11,9 @@ traction (batch, 2, y, x) in Pa. With lengths in pixels the displacement depends
 enters only where a gel is thin. The published network's units are stress on a substrate of E0 = 10 on a grid of 104:
 T = net(u) E/10 S/104, S the side of the training grid. Fields of any size are predicted on, large ones in tiles.
 
-Every sample says what operator of `physics.half_space` made its displacement (centre element, reach, Poisson's ratio):
-the unrolled network and the sparse solver work with it, every module's forward residual and energy use it; told another
-by `module.*`, they use that, so those scores of a wrong operator are as the wrong operator sees them. How thick the gel
-is and what a measurement does to the displacement, the samples do not know: both are arguments.
+Every sample says what operator of `physics.half_space` made its displacement (centre element, reach, Poisson's ratio,
+thickness): methods that can work with it, every module's forward residual and energy use it; told another by
+`module.*`, they use that, and those scores are as it sees them. What a measurement does, an argument tells alone.
 
 Deviations from the paper, and why:
 - Its error measure of the preprint, 3.2 %, has no published formula; `traction_nrmse` is the authors' errorTrac.
@@ -80,15 +79,13 @@ def _test_step(self: Any, batch: TractionBatch, batch_idx: int) -> None:
 
 
 def _predict_step(self: Any, batch: TractionBatch, batch_idx: int) -> TractionPrediction:
-    """Traction of every field, cut off if asked for, with what can be said of it; a map of each measured one."""
+    """Traction of every field, cut off if asked for, with what can be said of it; maps unless all truths are known."""
     traction_pa = _cut(self, batch, self.loss_and_traction(batch)[1])
     prediction = predicted(batch, traction_pa, _operator(self, batch).displacement)
-    if batch.traction_pa.isfinite().any():
+    if batch.traction_pa.isfinite().all():
         return prediction
-    panels = [
-        _panel(TractionBatch(*(part[i : i + 1] for part in batch)), traction_pa[i : i + 1])
-        for i in range(len(batch.group))
-    ]
+    alone = [slice(number, number + 1) for number in range(len(batch.group))]
+    panels = [_panel(TractionBatch(*(part[one] for part in batch)), traction_pa[one]) for one in alone]
     return prediction._replace(maps=[rendered(panel) for panel in panels])
 
 
@@ -133,7 +130,7 @@ class TractionRegression(LightningModule):
         frame_border_px: rows and columns along the frame that do not count as outside for the cutoff.
         centre_element, reach, poisson_ratio: what the method is told of the operator in place of what the samples say;
             null tells the truth. Here they matter for the forward residual only, as do the next two.
-        gel_thickness_um: of a gel bonded to rigid glass; null for one so thick that it counts as a half space.
+        gel_thickness_um: likewise; .inf for a gel so thick that it counts as a half space.
         transfer_function: kernel (n,) of the displacement measurement; null for a perfect one.
     """
 
@@ -329,6 +326,7 @@ class SparseTractionCytometry(LightningModule):
 
     Args:
         iterations: of the solver.
+        noise_px: magnitude of the noise vector, as for `TractionData`, where it is correlated; null measures it.
         cutoff_percentile, frame_border_px: as for `TractionRegression`.
         centre_element, reach, poisson_ratio, gel_thickness_um, transfer_function: as above; the solver uses them.
     """
@@ -340,6 +338,7 @@ class SparseTractionCytometry(LightningModule):
         self,
         *,
         iterations: int,
+        noise_px: float | None,
         cutoff_percentile: float | None,
         frame_border_px: int,
         centre_element: str | None,
@@ -351,7 +350,7 @@ class SparseTractionCytometry(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         _set_up(self)
-        self.network = SparseInversion(iterations)
+        self.network = SparseInversion(iterations, noise_px)
 
     validation_step, test_step, predict_step, figures = _validation_step, _test_step, _predict_step, _figures
     forward, loss_and_traction = _solved, _solution
@@ -366,7 +365,8 @@ def _set_up(module: Any) -> None:
         _require_choice(name, module.hparams[name], choices)
     if module.hparams["poisson_ratio"] is not None:
         check_substrate(1.0, 1.0, module.hparams["poisson_ratio"], None)
-    _require_positive(gel_thickness_um=module.hparams["gel_thickness_um"])
+    thickness_um = module.hparams["gel_thickness_um"]
+    _require_positive(gel_thickness_um=None if thickness_um == math.inf else thickness_um)
     module.register_buffer("transfer_function", kernel_of(module.hparams["transfer_function"]), persistent=False)
     module.metrics = traction_metrics()
 
@@ -377,8 +377,8 @@ def _operator(module: Any, batch: TractionBatch) -> ElasticOperator:
     told["poisson_ratio"] = batch.poisson_ratio.tolist()
     told |= {name: [module.hparams[name]] * len(batch.group) for name in told if module.hparams[name] is not None}
     thickness_um = module.hparams["gel_thickness_um"]
-    layer = None if thickness_um is None else (thickness_um / batch.pixel_size_um).tolist()
-    return ElasticOperator(**told, thickness_px=layer, transfer_function=module.transfer_function)
+    layers_px = (batch.gel_thickness_um if thickness_um is None else thickness_um) / batch.pixel_size_um
+    return ElasticOperator(**told, thickness_px=layers_px.tolist(), transfer_function=module.transfer_function)
 
 
 def _cut(module: Any, batch: TractionBatch, traction_pa: Tensor) -> Tensor:

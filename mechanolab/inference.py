@@ -80,10 +80,13 @@ def predict(
         name = f"input-{inputs[0].resolve().stem}"
     folder = runs.runs_root() / experiment if run_id is None else runs.run_folder(experiment, run_id)
     out = folder / runs.PREDICTIONS / name
-    trainer, _ = make_trainer(parts, None, extra=[PredictionWriter(out, config)])
+    writer = PredictionWriter(out, config)
+    trainer, _ = make_trainer(parts, None, extra=[writer])
     try:
         trainer.predict(parts.module, datamodule=parts.data, return_predictions=False)
-    except (ValueError, OSError) as error:
+    except ValueError as error:  # of a sample, or of what is predicted of it
+        raise RequestError(f"{', '.join(writer.predicting)}: {last_line(error)}".removeprefix(": ")) from error
+    except OSError as error:
         raise RequestError(last_line(error)) from error
     return out
 

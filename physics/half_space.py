@@ -21,6 +21,7 @@ boundary the convolution sees the displacement beyond the frame too. It may requ
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -292,7 +293,12 @@ def check_choices(field: Tensor, boundary: str, centre_element: str, reach: str)
             raise ValueError(f"{name} must be {allowed[0]!r} or {allowed[1]!r}, got {value!r}")
         if name != "boundary" and boundary == "periodic" and value == "published":
             raise ValueError(f"{name} 'published' belongs to boundary 'open', got boundary 'periodic'")
-    height, width = field.shape[-2:]
+    check_reach(reach, field.shape[-2:])
+
+
+def check_reach(reach: str, shape_px: Sequence[int]) -> None:
+    """Refuse the published reach where it does not fit a field of this shape (y, x)."""
+    height, width = shape_px
     if reach == "published" and (height != width or height % 2):
         size = f"(y, x) = ({height}, {width})"
         raise ValueError(f"reach 'published' needs a square field of even size, got {size}: give reach 'full'")

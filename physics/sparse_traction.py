@@ -150,7 +150,7 @@ def estimate_noise_std(displacement_um: Tensor) -> Tensor:
     if min(displacement_um.shape[-2:]) < SMALLEST_SIDE:
         raise ValueError(
             f"displacement_um must have at least {SMALLEST_SIDE} x {SMALLEST_SIDE} pixels for its noise to be measured,"
-            f" got (y, x) = {tuple(displacement_um.shape[-2:])}; give noise_std_um or sparsity"
+            f" got (y, x) = {tuple(displacement_um.shape[-2:])}: say how strong it is"
         )
     difference = displacement_um.diff(n=2, dim=-1).diff(n=2, dim=-2) / 6  # 6 = |(1, -2, 1)|^2
     middle = difference.abs().flatten(-3).median(-1).values

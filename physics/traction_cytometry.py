@@ -156,6 +156,8 @@ def choose_regularization(
     height, width = field.shape[-2:]
     count = _multiplicity(height, width).to(field.device)
     used = count > 0
+    if not used.any():
+        raise ValueError(f"displacement_um must have at least 3 pixels along x or y, got (y, x) = ({height}, {width})")
     k_x, k_y = (k.to(field.device)[used] for k in wave_vectors(height, width, pixel_size_um))  # each (m,)
     k = torch.hypot(k_x, k_y)
     gain = torch.stack(green_eigenvalues(k, youngs_modulus_pa, poisson_ratio, thickness_um))  # (2, m)

@@ -3,8 +3,8 @@
 A table has a row per vector and the columns x, y, u, v: where the vector stands and how far the substrate moved, both
 in pixels of the camera, x along a row, y and v in the same direction (down the rows, as ImageJ and PIVlab count; where
 both point up the field comes out mirrored, which is as good). The header may say `x_px` or `x [px]`, be commented out
-with `#`, and follow lines of text; further columns are ignored. A table without header must be that of ImageJ's PIV
-plugin: its first four columns are x, y, u, v. Columns are separated by comma, semicolon, tab or blanks.
+with `#`, and follow lines of text; further columns are ignored. A table that begins with its numbers must be that of
+ImageJ's PIV plugin: its first four columns are x, y, u, v. Columns are separated by comma, semicolon, tab or blanks.
 The vectors form a regular grid of square cells; the rows may come in any order.
 """
 
@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 
 SUFFIXES = (".csv", ".txt", ".dat")
 COLUMNS = ("x", "y", "u", "v")
-_NAME = re.compile(r'"?(?P<name>[a-z]+)(?:_px)?\s*(?:[\[(]\s*(?P<unit>[^\])]*)[\])])?"?')
+_NAME = re.compile(
+    r'"?(?P<name>[a-z]+)(?:[_ ](?P<suffix>px|pix|pixels?|[mnuµμ]?m|microns?))?\s*(?:[\[(]\s*(?P<unit>[^\])]*)[\])])?"?'
+)
 _OFF_GRID = 0.2
 """Share of the spacing by which a vector may miss its place: programs round positions to whole pixels."""
 _UNEQUAL = 0.01
@@ -83,7 +85,7 @@ def _header(path: Path, lines: list[str]) -> tuple[int, list[int]]:
             places = [names.index(name) for name in COLUMNS]
             for place in places:
                 match = matches[place]
-                unit = match["unit"] if match else None
+                unit = (match["unit"] or match["suffix"]) if match else None
                 if unit is not None and not re.match(r"(px|pix|pixel)", unit):
                     raise ValueError(
                         f"{path}, line {index + 1}: column {names[place]} is in {unit}, pixels are expected: export "
@@ -91,6 +93,11 @@ def _header(path: Path, lines: list[str]) -> tuple[int, list[int]]:
                     )
             return index + 1, places
         if _is_vector(_cells(text)):
+            if any(line.strip() for line in lines[:index]):
+                raise ValueError(
+                    f"{path}: no line above its numbers (line {index + 1}) names the columns x, y, u and v: write them "
+                    "there, x and u along a row, y and v down the rows, in pixels of the camera"
+                )
             return index, [0, 1, 2, 3]
     raise ValueError(f"{path} is no table of displacements: it needs a header with the columns x, y, u and v")
 

@@ -51,6 +51,8 @@ FIELDS: dict[str, dict[str, str]] = {
     "reach": {"axes": "", "unit": "code: 0 full, 1 published"},
 }
 """Without `traction_pa` where the archive has no tractions."""
+THICKNESS: dict[str, dict[str, str]] = {"gel_thickness_um": {"axes": "", "unit": "um"}}
+"""One field more where conditions.json gives it."""
 GROUP_KEY = "cell or recording"
 SPLITS: dict[str, dict[str, Any]] = {"default": {"unit": "group", "train": 0.8, "val": 0.1, "test": 0.1}}
 TEST_ONLY: dict[str, dict[str, Any]] = {"default": {"unit": "group", "test": 1.0}}
@@ -76,9 +78,10 @@ def convert(source: Path) -> Iterator[Sample]:
 
 
 def fields(source: Path) -> dict[str, dict[str, str]]:
-    """Return the fields of the samples of `convert`: without `traction_pa` where the archive holds none."""
-    pairs = _archive(source).pairs
-    return {name: dict(entry) for name, entry in FIELDS.items() if pairs or name != "traction_pa"}
+    """Return the fields of the samples of `convert`: tractions and the gel's thickness where they are known."""
+    archive = _archive(source)
+    known = FIELDS if archive.conditions.gel_thickness_um is None else FIELDS | THICKNESS
+    return {name: dict(entry) for name, entry in known.items() if archive.pairs or name != "traction_pa"}
 
 
 def splits(source: Path) -> dict[str, dict[str, Any]]:
@@ -141,7 +144,9 @@ def _samples(archive: _Archive) -> Iterator[Sample]:
         outline = np.zeros((room, 2), np.float32)
         outline[: len(found.outline_px)] = found.outline_px
         values |= {"outline_px": outline, "outline_px_length": np.array(len(found.outline_px), np.int32)}
-        yield Sample(entry.sample_id, entry.group, {name: values[name] for name in FIELDS if name in values})
+        yield Sample(
+            entry.sample_id, entry.group, {name: values[name] for name in FIELDS | THICKNESS if name in values}
+        )
 
 
 def _corners(entry: Entry) -> int:

@@ -1,6 +1,6 @@
 """Whether a stored traction explains the stored displacement: the elasticity that links them, as a check of a pair.
 
-The displacement of a half space under the traction (`physics.half_space`) is compared with the stored one. A pair that
+The displacement of the substrate under the traction (`physics.half_space`) is compared with the stored one. A pair that
 was stored in another convention (components swapped, axes swapped, y pointing the other way, the cell's force on the
 gel or the gel's on the cell) still fits, but only when it is read in that convention: such a pair is refused. What the
 elasticity cannot tell: the mirror image at the diagonal of both fields, and anything about a displacement alone.
@@ -9,6 +9,7 @@ elasticity cannot tell: the mirror image at the diagonal of both fields, and any
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,9 +40,14 @@ _OF_TRACTION = ("", "with its components swapped", "with the sign of its y compo
 
 
 def explained_displacement(
-    traction_pa: Field, *, modulus_pa: float, poisson_ratio: float, periodic: bool = False
+    traction_pa: Field,
+    *,
+    modulus_pa: float,
+    poisson_ratio: float,
+    thickness_px: float | None = None,
+    periodic: bool = False,
 ) -> Field:
-    """Displacement in pixels of the field, (2, y, x), of a half space under a traction (2, y, x) in Pa.
+    """Displacement in pixels of the field, (2, y, x), of a substrate under a traction (2, y, x) in Pa.
 
     Open boundary with Wang & Lin's centre element, and their reach where the field is square and even; `periodic` as
     Fourier transform traction cytometry has it, relative to the mean.
@@ -54,17 +60,14 @@ def explained_displacement(
         pixel_size_um=1.0,
         youngs_modulus_pa=modulus_pa,
         poisson_ratio=poisson_ratio,
+        thickness_um=thickness_px,
         **options,  # type: ignore[arg-type]
     ).numpy()
 
 
-def forward_residual(
-    displacement_px: Field, traction_pa: Field, *, modulus_pa: float, poisson_ratio: float, periodic: bool = False
-) -> float:
-    """Return |G T - u| / |u| of one pair, see `explained_displacement`."""
-    explained = explained_displacement(
-        traction_pa, modulus_pa=modulus_pa, poisson_ratio=poisson_ratio, periodic=periodic
-    )
+def forward_residual(displacement_px: Field, traction_pa: Field, **substrate: Any) -> float:
+    """Return |G T - u| / |u| of one pair; `substrate` as for `explained_displacement`."""
+    explained = explained_displacement(traction_pa, **substrate)
     return float(np.linalg.norm(explained - displacement_px) / np.linalg.norm(displacement_px))
 
 
@@ -75,6 +78,7 @@ def check_pair(
     *,
     modulus_pa: float,
     poisson_ratio: float,
+    thickness_px: float | None = None,
     periodic: bool = False,
 ) -> None:
     """Raise ValueError where a pair fits the elasticity much better when it is read in another way.
@@ -85,6 +89,7 @@ def check_pair(
         traction_pa: (2, y, x), in Pa, for a substrate of `modulus_pa`.
         modulus_pa: Young's modulus in Pa.
         poisson_ratio: in (0, 0.5].
+        thickness_px: of a gel bonded to rigid glass, in pixels of the field; None for a half space.
         periodic: the traction was computed by Fourier transform traction cytometry.
     """
     still, free = not displacement_px.any(), not traction_pa.any()
@@ -96,8 +101,9 @@ def check_pair(
             f"{where}: the {zero} is zero everywhere but the {other} is not: they are no pair, replace one"
         )
     measured = displacement_px - displacement_px.mean(axis=(1, 2), keepdims=True) if periodic else displacement_px
-    gel = {"modulus_pa": modulus_pa, "poisson_ratio": poisson_ratio, "periodic": periodic}
-    explained = explained_displacement(traction_pa, **gel)  # type: ignore[arg-type]
+    gel: dict[str, Any] = {"modulus_pa": modulus_pa, "poisson_ratio": poisson_ratio, "periodic": periodic}
+    gel["thickness_px"] = thickness_px
+    explained = explained_displacement(traction_pa, **gel)
     declared = _residual(explained, measured)
     if declared > CLEAN:
         _refuse_another_reading(where, measured, traction_pa, declared, gel)
@@ -107,18 +113,19 @@ def check_pair(
         if not 1 / latitude < stiffer < latitude:
             raise ValueError(
                 f"{where}: the traction belongs to this displacement on a substrate of {stiffer * modulus_pa:.4g} Pa, "
-                f"not {modulus_pa:.4g}: correct the modulus or the pixel sizes in conditions.json, or write the "
-                "modulus that the tractions are stored for as traction_modulus_pa (10 for training data of Wang & Lin)"
+                f"not {modulus_pa:.4g}: correct the modulus or the pixel sizes in conditions.json, add the "
+                "gel_thickness_um of a thin gel, or write the modulus that the tractions are stored for as "
+                "traction_modulus_pa (10 for training data of Wang & Lin)"
             )
 
 
 def _refuse_another_reading(
-    where: str, displacement_px: Field, traction_pa: Field, declared: float, gel: dict[str, float | bool]
+    where: str, displacement_px: Field, traction_pa: Field, declared: float, gel: dict[str, Any]
 ) -> None:
     found = (declared, "", "", 1)
     square = traction_pa.shape[1] == traction_pa.shape[2]
     for of_traction in _OF_TRACTION:
-        explained = explained_displacement(_READINGS[of_traction](traction_pa), **gel)  # type: ignore[arg-type]
+        explained = explained_displacement(_READINGS[of_traction](traction_pa), **gel)
         for of_displacement, read in _READINGS.items():
             if "axes" in of_displacement and not square:
                 continue

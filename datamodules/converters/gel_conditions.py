@@ -5,6 +5,8 @@ They are read from `conditions.json` in the source folder, an object with
 - `youngs_modulus_pa`: of the substrate, > 0; `poisson_ratio`: of the substrate, in (0, 0.5];
 - `pixel_size_um`: distance between two points of the field, in um;
 - `image_pixel_size_um`: side of a camera pixel in um, where displacements are counted in those;
+- `gel_thickness_um` (optional): of a gel bonded to rigid glass; one much thicker than the field is wide is a half
+  space, as is one whose thickness is not given;
 - `traction_modulus_pa` (optional): Young's modulus for which the tractions are stored, where it is not that of the
   substrate; they are multiplied by youngs_modulus_pa / traction_modulus_pa. Wang & Lin's training data: 10;
 - `files_per_cell` (optional): how many files in a row show the same cell, where their names do not tell;
@@ -31,7 +33,7 @@ _EXAMPLE: dict[str, Any] = {
     "displacement_unit": "px",
 }
 """Wang & Lin, bioRxiv 2020.05.20.107128: 104 points of 7 camera pixels each."""
-_ACCEPTED = (*_EXAMPLE, "traction_modulus_pa", "files_per_cell")
+_ACCEPTED = (*_EXAMPLE, "gel_thickness_um", "traction_modulus_pa", "files_per_cell")
 _CHOICES = {"axes": ("cyx", "yxc", "xyc"), "displacement_unit": ("px", "image_px", "um")}
 
 
@@ -42,6 +44,7 @@ class Conditions(NamedTuple):
     poisson_ratio: float
     pixel_size_um: float | None = None
     image_pixel_size_um: float | None = None
+    gel_thickness_um: float | None = None
     traction_modulus_pa: float | None = None
     files_per_cell: int | None = None
     axes: str | None = None

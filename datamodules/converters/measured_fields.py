@@ -99,6 +99,7 @@ def sample_values(
     Raises:
         ValueError: The traction does not belong to the displacement (`field_pairs`), or the outline not to them.
     """
+    layer_um = conditions.gel_thickness_um
     if found.traction is not None:
         check_pair(
             entry.where,
@@ -106,6 +107,7 @@ def sample_values(
             found.traction,
             modulus_pa=conditions.stored_modulus_pa,
             poisson_ratio=conditions.poisson_ratio,
+            thickness_px=None if layer_um is None else layer_um / found.pixel_size_um,
             periodic=periodic,
         )
     shape = (found.displacement_px.shape[1], found.displacement_px.shape[2])
@@ -129,6 +131,8 @@ def sample_values(
         "centre_element": np.array(published, np.int8),
         "reach": np.array(published and even_square, np.int8),
     }
+    if layer_um is not None:
+        values["gel_thickness_um"] = np.array(layer_um, np.float64)
     return values | {
         "cell_mask": mask[None].astype(np.uint8),
         "youngs_modulus_pa": np.array(conditions.youngs_modulus_pa, np.float64),
@@ -205,7 +209,10 @@ def _read_stored(entry: Entry, conditions: Conditions) -> MeasuredField:
             raise ValueError(f"{path} holds no {name}: add it or take the file out")
         array = stored[name][name]
         if array.ndim != 3 or array.shape[2] != 2 or array.shape[0] != array.shape[1] or len(array) < 2:
-            raise ValueError(f"{name} in {path} is {array.shape}, it must be (S, S, 2) with x first: save it like that")
+            raise ValueError(
+                f"{name} in {path} is {array.shape}, it must be (S, S, 2) with x first: save it like that, and a field "
+                "that is no square as u and v, (y, x) each, or to predict on as displacement_px, (2, y, x)"
+            )
         turned[name] = np.ascontiguousarray(array.transpose(2, 1, 0))
     if "trac" in turned and turned["trac"].shape != turned["dspl"].shape:
         raise ValueError(

@@ -33,8 +33,9 @@ def read_own_fields(files: Sequence[Path], *, pixel_size_um: float | None = None
 
     Returns:
         Samples in the order of the files with displacement_um, traction_pa where it is stored, cell_mask (the whole
-        field where there is none), youngs_modulus_pa, poisson_ratio, pixel_size_um and the codes centre_element and
-        reach of the operator (`measured_fields`); their id and group are the file name, of a pair the name of u.
+        field where there is none), youngs_modulus_pa, poisson_ratio, pixel_size_um, gel_thickness_um where it is given
+        and the codes centre_element and reach of the operator; their id and group are the file name, of a pair the name
+        of u.
 
     Raises:
         FileNotFoundError: There is no such file, or no conditions.json beside it; the message says what to write.

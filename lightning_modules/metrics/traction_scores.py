@@ -17,6 +17,7 @@ and in net_force_share only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -184,6 +185,7 @@ def without_truth(batch: Any, traction_pa: Tensor, operator: Operator) -> dict[s
 
 def fourier_traction(batch: Any) -> Tensor:
     """Traction / E (batch, 2, y, x) by Fourier cytometry at `REFERENCE_REGULARIZATION`, each on its own substrate."""
+    layers_px = (batch.gel_thickness_um / batch.pixel_size_um).tolist()
     return torch.stack(
         [
             traction_from_displacement(
@@ -191,9 +193,12 @@ def fourier_traction(batch: Any) -> Tensor:
                 pixel_size_um=1.0,
                 youngs_modulus_pa=1.0,
                 poisson_ratio=round(ratio, 6),  # .45 as float32 is .4499999
+                thickness_um=layer_px if math.isfinite(layer_px) else None,
                 regularization=REFERENCE_REGULARIZATION,
             )
-            for field, ratio in zip(batch.displacement_px, batch.poisson_ratio.tolist(), strict=True)
+            for field, ratio, layer_px in zip(
+                batch.displacement_px, batch.poisson_ratio.tolist(), layers_px, strict=True
+            )
         ]
     )
 

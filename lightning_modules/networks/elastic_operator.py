@@ -7,6 +7,7 @@ batch may each have an operator of their own; only the transfer function of the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -40,7 +41,7 @@ class ElasticOperator(NamedTuple):
     transfer_function: Tensor | None = None
     """Kernel (n,) of the displacement measurement along each axis; None for a perfect one."""
     thickness_px: Sequence[float] | None = None
-    """(batch,), thickness of gels bonded to rigid glass; None for half spaces."""
+    """(batch,), thickness of gels bonded to rigid glass, inf for a half space; None for half spaces alone."""
 
     def displacement(self, traction: Tensor) -> Tensor:
         """The displacement in px that a traction / E (batch, 2, y, x) causes."""
@@ -79,7 +80,8 @@ class ElasticOperator(NamedTuple):
         `operator`: the keyword arguments of `physics.half_space.displacement_from_traction`.
         """
         count, layers = len(self.poisson_ratio), self.thickness_px
-        thicknesses = [None] * count if layers is None else [float(f"{layer:.6g}") for layer in layers]
+        layers = [math.inf] * count if layers is None else layers
+        thicknesses = [float(f"{layer:.6g}") if math.isfinite(layer) else None for layer in layers]
         ratios = [round(nu, 6) for nu in self.poisson_ratio]
         keys = list(zip(ratios, self.centre_element, self.reach, thicknesses, strict=True))
         parts: list[Tensor] = []

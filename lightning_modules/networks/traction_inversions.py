@@ -74,21 +74,27 @@ class SparseInversion(nn.Module):
 
     Args:
         iterations: of the solver.
+        noise_px: magnitude of the noise vector, sqrt(2) times a component's standard deviation; None measures it.
 
     Raises:
-        ValueError: `iterations` is not positive.
+        ValueError: an argument is not positive.
 
     """
 
-    def __init__(self, iterations: int) -> None:
+    def __init__(self, iterations: int, noise_px: float | None = None) -> None:
         super().__init__()
         if iterations < 1:
             raise ValueError(f"iterations must be at least 1, got {iterations}")
+        if noise_px is not None and not 0 < noise_px < math.inf:
+            raise ValueError(f"noise_px must be positive, or null to be measured, got {noise_px}")
         self.iterations = iterations
+        self.noise_px = noise_px
 
     def forward(self, displacement_px: Tensor, youngs_modulus_pa: Tensor, operator: ElasticOperator) -> Tensor:
         """Displacement in px, modulus (batch,) in Pa and the fields' operators -> traction / E."""
-        return operator.each(partial(traction_from_displacement_sparse, iterations=self.iterations), displacement_px)
+        noise = None if self.noise_px is None else self.noise_px / math.sqrt(2)
+        solve = partial(traction_from_displacement_sparse, iterations=self.iterations, noise_std_um=noise)
+        return operator.each(solve, displacement_px)
 
 
 def kernel_of(transfer_function: list[float] | None) -> Tensor | None:

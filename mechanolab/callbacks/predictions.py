@@ -56,6 +56,8 @@ class PredictionWriter(BasePredictionWriter):
         self._stage: FieldStage | None = None
         self._rows: list[_Row] = []
         self._shown = ShownSamples()
+        self.predicting: list[str] = []
+        """Ids of the batch in work: a fault of theirs names no file."""
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the temporary folder that all ranks write into."""
@@ -67,6 +69,10 @@ class PredictionWriter(BasePredictionWriter):
         path = trainer.strategy.broadcast(path)
         assert path is not None
         self._stage = self._held.enter_context(FieldStage(path, trainer.global_rank))
+
+    def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *where: Any) -> None:
+        """Remember which samples are in work."""
+        self.predicting = [str(sample_id) for sample_id in batch.sample_id]
 
     def write_on_batch_end(
         self,

@@ -128,6 +128,23 @@ def test_a_table_of_something_else_is_refused(tmp_path, header, message):
         read_table(path)
 
 
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("x_um,y_um,u_um,v_um", "line 1: column x is in um, pixels are expected"),
+        ("X µm,Y µm,U µm,V µm", "line 1: column x is in µm, pixels are expected"),
+        ("x,y,u (nm),v (nm)", "line 1: column u is in nm, pixels are expected"),
+        ("y,x,dy,dx", r"no line above its numbers \(line 2\) names the columns x, y, u and v: write them"),
+        ("row,col,v,u", "no line above its numbers"),
+        ("Measured on Monday\n\n# exported", r"no line above its numbers \(line 4\)"),
+    ],
+)
+def test_numbers_are_not_taken_for_pixels_along_x_y_u_v_where_the_header_says_otherwise(tmp_path, header, message):
+    path = write(tmp_path / "a.csv", header, rows())
+    with pytest.raises(ValueError, match=rf"a\.csv.*{message}"):
+        read_table(path)
+
+
 def test_a_row_that_is_cut_off_is_named(tmp_path):
     path = write(tmp_path / "a.csv", "x,y,u,v", rows())
     path.write_text(path.read_text()[:-12])

@@ -352,8 +352,8 @@ def test_a_displacement_made_anew_is_that_of_the_physics(make, changed, operator
 
 
 def test_a_displacement_cannot_be_made_anew_without_a_traction(make):
-    with pytest.raises(ValueError, match="reach cannot be changed in a data set that holds no traction"):
-        epoch_of(make(dataset="measured", reach="full").test_dataloader())
+    with pytest.raises(ValueError, match=r"reach cannot be changed in .*measured, which holds no traction_pa"):
+        make(dataset="measured", reach="full").setup("test")
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------

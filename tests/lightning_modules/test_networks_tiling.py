@@ -126,6 +126,7 @@ def batch(displacement_px: Tensor, modulus_pa: float) -> TractionBatch:
     ones = torch.ones(count)
     mask, ids = torch.ones(count, height, width, dtype=torch.bool), ["a"] * count
     numbers, codes = (modulus_pa * ones, 0.45 * ones, ones), [torch.zeros(count, dtype=torch.long)] * 2
+    codes.append(torch.inf * ones)
     return TractionBatch(displacement_px, displacement_px, mask, *numbers, *codes, ids, ids)
 
 

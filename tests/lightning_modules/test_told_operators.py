@@ -34,12 +34,12 @@ def batch() -> TractionBatch:
     ]
     ones, codes = torch.ones(2), torch.tensor([1, 0])
     mask = torch.ones(2, 24, 24, dtype=torch.bool)
-    numbers = (1e4 * ones, torch.tensor([0.45, 0.49]), ones, codes, codes)
+    numbers = (1e4 * ones, torch.tensor([0.45, 0.49]), ones, codes, codes, torch.inf * ones)
     return TractionBatch(torch.stack(displacement), traction, mask, *numbers, ["a_0", "b_0"], ["a", "b"])
 
 
 def sparse(**changes: Any) -> SparseTractionCytometry:
-    settings = {"iterations": 40, "cutoff_percentile": None, "frame_border_px": 0}
+    settings = {"iterations": 40, "noise_px": None, "cutoff_percentile": None, "frame_border_px": 0}
     return SparseTractionCytometry(**{**settings, **AS_SAID, **changes})
 
 

@@ -78,6 +78,15 @@ def test_the_sparse_layer_is_the_solver_of_the_physics():
         assert (answer[number] - expected[0]).abs().max() <= 1e-3 * expected.abs().max()
 
 
+def test_the_sparse_layer_takes_the_noise_as_the_magnitude_of_a_vector():
+    fields, operator = displacement()[:1], measured_by(RATIOS[:1], None)
+    answer = SparseInversion(10, noise_px=0.02)(fields, MODULI_PA[:1], operator)
+    substrate = {"pixel_size_um": 1.0, "youngs_modulus_pa": 1.0, "poisson_ratio": RATIOS[0]}
+    expected = traction_from_displacement_sparse(fields, noise_std_um=0.02 / math.sqrt(2), iterations=10, **substrate)
+    assert torch.equal(answer, expected)
+    assert not torch.equal(answer, SparseInversion(10)(fields, MODULI_PA[:1], operator))
+
+
 def test_a_known_transfer_function_is_undone():
     fields, layer = displacement(), FourierInversion(0.0, None)
     plain, blurred = (layer(fields, MODULI_PA, measured_by(RATIOS, kernel)) for kernel in (None, BLUR))
@@ -99,3 +108,5 @@ def test_bad_arguments_are_refused_by_name(arguments, message):
         FourierInversion(*arguments)
     with pytest.raises(ValueError, match="iterations must be at least 1"):
         SparseInversion(0)
+    with pytest.raises(ValueError, match="noise_px must be positive, or null to be measured, got 0"):
+        SparseInversion(10, noise_px=0.0)

@@ -69,7 +69,7 @@ def batch():
     mask[:, 14:27, 14:27] = True
     numbers = torch.full((3,), MODULUS_PA), torch.tensor(RATIOS), torch.full((3,), PIXEL_UM)
     names = ["a_0", "b_0", "c_0"]
-    codes = [torch.zeros(3, dtype=torch.long)] * 2
+    codes = [*[torch.zeros(3, dtype=torch.long)] * 2, torch.full((3,), torch.inf)]
     return TractionBatch(displaced_px(traction), traction, mask, *numbers, *codes, names, ["a", "b", "c"])
 
 

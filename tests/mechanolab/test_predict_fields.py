@@ -14,6 +14,7 @@ import torch
 from matplotlib.image import imread
 
 from mechanolab.cli import main
+from physics.half_space import displacement_from_traction
 from physics.traction_cytometry import traction_from_displacement
 
 REAL = Path(__file__).resolve().parents[2] / ".." / "shared" / "real" / "dl_tfm" / "real_cell_MLData001_104.npz"
@@ -85,6 +86,7 @@ def test_a_wrong_request_is_one_sentence_that_names_the_mend(
     words = [*FTTC, "--input", str(folder)]
     for more, said in (
         (["module.transfer_function=[0.5,0.5]"], "transfer_function must be a real kernel (n,) or (n_y, n_x) of odd"),
+        (["module.reach=full", "module.cutoff_percentile=98"], "wide.npz: cell_mask must leave background"),
         (["module.reach=full", "module.cutoff_percentile=98"], "give the cell's outline, or apply no cutoff"),
         (["--pixel-size-um", "-1"], "pixel_size_um must be positive, got -1.0"),
     ):
@@ -97,6 +99,21 @@ def test_a_wrong_request_is_one_sentence_that_names_the_mend(
     (line,) = capsys.readouterr().err.splitlines()
     assert "conditions.json: the files do not say on which substrate" in line
     assert not list(predictions.glob("*"))
+
+
+def test_a_measured_field_has_its_maps_also_beside_one_whose_truth_is_known(predictions: Path, tmp_path: Path) -> None:
+    folder = declared(tmp_path / "mine", 2000.0)
+    traction_pa = np.zeros((2, 16, 16))
+    traction_pa[0, 8, 4], traction_pa[0, 8, 11] = 300.0, -300.0
+    substrate = {"pixel_size_um": 1.5, "youngs_modulus_pa": 2000.0, "poisson_ratio": 0.45}
+    displacement_um = displacement_from_traction(torch.from_numpy(traction_pa), **substrate).numpy()
+    np.savez(folder / "known.npz", displacement_um=displacement_um, traction_pa=traction_pa)
+    np.savez(folder / "measured.npz", displacement_um=displacement_um)
+    assert main([*FTTC, "module.reach=full", "--input", str(folder)]) == 0
+    assert (predictions / "input-mine" / "measured.npz_maps.png").is_file()
+    table = rows(predictions / "input-mine")
+    assert float(table["known.npz"]["traction_nrmse"]) < 1
+    assert table["measured.npz"]["traction_nrmse"] == "nan"
 
 
 @pytest.mark.skipif(not REAL.is_file(), reason="needs the authors' measured cell in shared/real/dl_tfm")

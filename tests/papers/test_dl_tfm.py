@@ -66,7 +66,7 @@ def batch_of(displacement_px, traction_pa, mask=None, modulus_pa=MODULUS_PA, pub
     count, size = len(displacement_px), displacement_px.shape[-1]
     mask = torch.ones(count, size, size, dtype=torch.bool) if mask is None else mask
     numbers = [torch.full((count,), value) for value in (modulus_pa, POISSON_RATIO, PIXEL_UM)]
-    codes = [torch.full((count,), int(published))] * 2
+    codes = [*[torch.full((count,), int(published))] * 2, torch.full((count,), torch.inf)]
     names = [f"cell{number:02d}_000" for number in range(count)]
     fields = (displacement_px.float(), traction_pa.float(), mask)
     return TractionBatch(*fields, *numbers, *codes, names, [n[:6] for n in names])

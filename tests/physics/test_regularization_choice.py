@@ -192,3 +192,11 @@ def test_synthetic_cells_give_the_errors_of_an_independent_implementation():
             error = ((result - traction) * inside).flatten(1).norm(dim=1)
             found.append(float((error / (traction * inside).flatten(1).norm(dim=1)).mean()))
         np.testing.assert_allclose(found, row, rtol=0.2)
+
+
+@pytest.mark.parametrize("method", ["evidence", "gcv", "l_curve"])
+def test_a_field_without_a_wave_is_refused_and_the_smallest_with_one_is_not(method):
+    with pytest.raises(ValueError, match=r"at least 3 pixels along x or y, got \(y, x\) = \(2, 2\)"):
+        choose_regularization(torch.ones(2, 2, 2), **SUBSTRATE, method=method)
+    u = torch.tensor(np.random.default_rng(7).normal(size=(2, 2, 3)))
+    assert choose_regularization(u, **SUBSTRATE, method=method) > 0
