@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -81,15 +82,18 @@ def read_own_frames(files: Sequence[Path], *, pixel_size_um: float | None) -> li
     named = images_by_name(files, pixel_size_um=pixel_size_um)
     scale = np.array(np.nan if pixel_size_um is None else pixel_size_um)
     return [
-        Sample(name, name, {"image": _grey_levels(path)[np.newaxis], "pixel_size_um": scale})
+        Sample(name, name, {"image": grey_levels(read_frame(path), path)[np.newaxis], "pixel_size_um": scale})
         for name, path in named.items()
     ]
 
 
-def _grey_levels(path: Path) -> NDArray[np.uint16] | NDArray[np.float32]:
-    """A frame that was not scaled: the logarithm of the network's image is 0 from 1 downwards."""
-    image = read_frame(path)
-    if image.dtype == np.float32 and 0 < image.max() <= 1:
+def grey_levels(image: NDArray[Any], path: Path) -> NDArray[Any]:
+    """Return the frame of `path` unless it was scaled: the logarithm of the network's image is 0 from 1 downwards.
+
+    Raises:
+        ValueError: None of its values is above 1, and it is not black.
+    """
+    if image.dtype.kind == "f" and image.any() and image.max() <= 1:
         raise ValueError(
             f"{path} has no value above {image.max():.3g}, as if scaled to 1: save it with its grey levels as they "
             "were recorded"

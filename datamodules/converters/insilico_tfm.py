@@ -30,7 +30,7 @@ from datamodules.batches import Sample
 from datamodules.converters.cell_boxes import Box, cell_box
 from datamodules.converters.field_movies import field_files, read_field_movie
 from datamodules.converters.force_conditions import ForceConditions, read_force_conditions
-from datamodules.converters.force_frames import read_force, read_frame
+from datamodules.converters.force_frames import grey_levels, read_force, read_frame
 from datamodules.converters.force_movies import PUBLISHED, ForceMovie, find_force_movies
 
 FIELDS: dict[str, dict[str, str]] = {
@@ -112,8 +112,8 @@ def provenance(source: Path) -> dict[str, Any]:
     """Return where the samples of `convert` come from and by which rule."""
     archive = _archive(source)
     rules = {
-        "movies": "frames paired by name; force in the unit of its file, else force_unit; box of _bbox.csv, else "
-        "largest box above threshold_grey",
+        "movies": "frames paired in the order of their names; force in the unit of its file, else force_unit; box of "
+        "_bbox.csv, else largest box above threshold_grey",
         "fields": "traction components interpolated linearly from their grid, magnitude; largest box above "
         "threshold_grey",
     }
@@ -186,7 +186,8 @@ def _movie_samples(archive: _Archive) -> Iterator[Sample]:
     pixel_size = archive.conditions.pixel_size_um or PUBLISHED_PIXEL_UM
     for movie in archive.movies:
         for number, (path, force_path) in enumerate(zip(movie.images, movie.forces, strict=True)):
-            image, force = read_frame(path), read_force(force_path, unit=archive.conditions.force_unit)
+            image = grey_levels(read_frame(path), path)
+            force = read_force(force_path, unit=archive.conditions.force_unit)
             if image.shape != force.shape:
                 raise ValueError(
                     f"{path} is {_size(image)}, but {force_path} is {_size(force)}: they do not belong together, "
@@ -200,7 +201,7 @@ def _field_samples(archive: _Archive) -> Iterator[Sample]:
     for path in archive.files:
         movie = read_field_movie(path, archive.conditions)
         for number, image in enumerate(movie.images):
-            box = _box(path, image, archive.conditions)
+            box = _box(path, grey_levels(image, path), archive.conditions)
             yield _sample(archive, path.stem, number, image, movie.magnitude(number), box, movie.pixel_size_um)
 
 

@@ -100,6 +100,7 @@ def force_figures(
         )
     if "calibration" in curves:
         figures["calibration"] = calibration_plot(*curves["calibration"])
+    if "sparsification" in curves:  # of the frames shown, which may hold no force where others do
         figures["sparsification"] = sparsification_plot(*curves["sparsification"])
     return figures
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.metrics import lognormal
-from lightning_modules.metrics.lognormal_scores import ForceDistribution, foreground, frame_errors
+from lightning_modules.metrics.lognormal_scores import FOREGROUND_PA, ForceDistribution, foreground, frame_errors
 
 CURVE_POINTS = 200
 
@@ -38,7 +38,7 @@ class ForcePrediction(NamedTuple):
     time_s: Tensor
     """Since the movie's first frame; NaN for an image of no movie."""
     total_force_nn: Tensor
-    """Of the median, summed over the image; NaN without a pixel size."""
+    """Of the median, summed over the pixels of at least 5 Pa; NaN without a pixel size."""
     mae_median_pa: Tensor
     """This and what follows: NaN where the truth is unknown."""
     mae_median_foreground_pa: Tensor
@@ -88,7 +88,10 @@ def force_prediction(
     if lower is not None and upper is not None:
         inside, force = foreground(log_force), log_force.exp()
         coverage = ((force >= lower) & (force <= upper) & inside).sum(dim=(1, 2)) / inside.sum(dim=(1, 2))
-    total_nn = maps["median_pa"].sum(dim=(1, 2)) * pixel_size_um.square() * 1e-3
+    median_pa = maps["median_pa"]
+    # in the clipped logarithm no force is 1 Pa, of which a background holds many
+    pulling_pa = torch.where(median_pa >= FOREGROUND_PA, median_pa, 0)
+    total_nn = pulling_pa.sum(dim=(1, 2)) * pixel_size_um.square() * 1e-3
     errors = frame_errors(maps["median_pa"], maps["mean_pa"], log_force)
     numbers = {"time_s": time_s, "total_force_nn": total_nn, "coverage_95_foreground": coverage}
     return ForcePrediction(**maps, **numbers, **errors)

@@ -219,6 +219,10 @@ NAN = np.where(np.arange(1920).reshape(SIZE) < 2, np.nan, 1).astype(np.float32)
             picture("aFORCE/a_t9.tif", force(0)[:-1]),
             r"is 48 x 40 px, but .* is 48 x 39 px: they do not belong together",
         ),
+        (
+            picture("aRAW/a_t9.tif", frame(1).astype(np.float32) / 65535),
+            r"a_t9\.tif has no value above .*, as if scaled to 1: save it with its grey levels",
+        ),
         (text("aRAW/a_t9.tif", "no picture"), r"a_t9\.tif cannot be read as an image"),
         (text("a_bbox.csv", "filename,x,y,w\n"), r"a_bbox\.csv lacks the column h"),
         (text("a_bbox.csv", "filename,x,y,w,h\na_t8.tif,1,2,0,4\n"), r"a_bbox\.csv, line 2: x, y, w, h must be whole"),

@@ -51,11 +51,13 @@ def test_the_fibroblast_becomes_frames_with_its_stored_tractions(tmp_path: Path,
 
 def test_the_largest_filtered_tractions_are_the_published_ones(tmp_path: Path) -> None:
     numbers = json.loads((REAL / "reference_numbers.json").read_text())
-    assert numbers
     shutil.copy(FIBROBLAST, tmp_path)
     (tmp_path / "conditions.json").write_text(
         json.dumps({"image": "beads", "traction_x": "tx_Pa_gauss3um", "traction_y": "ty_Pa_gauss3um"})
     )
     largest = [float(sample.fields["traction_pa"].max()) for sample in convert(tmp_path)]
-    assert min(largest) > 0.9 * 706
-    assert max(largest) <= 1062.5
+    published = [frame["t_max_gauss"] for frame in numbers]
+    assert len(largest) == len(published)
+    # the camera's pixels lie between the vectors of the grid, and linear interpolation makes no new maximum
+    for pixel_pa, vector_pa in zip(largest, published, strict=True):
+        assert 0.9 * vector_pa < pixel_pa <= vector_pa * (1 + 1e-6)

@@ -200,6 +200,14 @@ def test_a_movie_gets_all_figures_and_figure_2_the_published_time() -> None:
     assert figures["uncertainty"].texts[0].get_text() == "s2, 4320 s"
 
 
+@pytest.mark.parametrize("lacking", ["calibration", "sparsification"])
+def test_a_first_cell_without_force_beside_others_costs_one_curve_alone(lacking: str) -> None:
+    curves = {"calibration": np.tile(np.linspace(0.1, 0.9, 9), (2, 1)), "sparsification": np.ones((3, 20))}
+    del curves[lacking]
+    figures = frames(curves=curves)
+    assert {"calibration", "sparsification"} - set(figures) == {lacking}
+
+
 def test_single_images_of_unknown_truth_get_the_maps_alone() -> None:
     unknown = np.full(FRAMES, np.nan)
     errors = {"time_s": unknown, **{f"mae_{name}_pa": unknown for name in ("mean", "median")}}

@@ -225,7 +225,7 @@ def test_with_generators_an_images_draw_is_its_own():
     assert kept.float().mean().item() == pytest.approx(0.8, abs=4 * math.sqrt(0.16 / kept.numel()))
 
 
-def test_a_draw_does_not_depend_on_what_else_is_in_the_batch():
+def test_a_pass_without_dropout_does_not_depend_on_what_else_is_in_the_batch():
     network = shaken(BayesianTiramisu(**SMALL)).double().eval()
     images = noise(3, 1, 8, 8, dtype=torch.float64)
     torch.testing.assert_close(network(images)[:1], network(images[:1]))

@@ -12,6 +12,8 @@ from torch import nn
 from datamodules.batches import ForceImageBatch
 from lightning_modules import insilico_tfm
 from lightning_modules.insilico_tfm import BayesianTractionRegression, ConstantForce, ZeroForce
+from lightning_modules.metrics.lognormal_maps import force_prediction
+from lightning_modules.metrics.lognormal_scores import ForceDistribution
 from mechanolab.config import RequestError, compose
 
 CLASSES = {
@@ -313,6 +315,17 @@ def test_curves_over_time_are_of_all_frames_of_a_stage_however_few_are_drawn(nam
         assert ("pixel" in figures) is not module.training_free
         if "pixel" in figures:
             np.testing.assert_array_equal(figures["pixel"].axes[1].lines[0].get_xdata(), 30 * np.arange(6))
+
+
+def test_the_total_force_is_of_what_pulls_not_of_the_floor_of_the_logarithm():
+    batch = batch_of(2)
+    assert build("insilico_tfm_zero").predict_step(batch, 0).total_force_nn.tolist() == [0, 0]
+    log_force = torch.zeros(1, 20, 30)
+    log_force[0, 3:7, 5:9] = math.log(50.0)
+    found = force_prediction(
+        ForceDistribution(log_force[None], None), log_force, pixel_size_um=torch.tensor([0.5]), time_s=torch.zeros(1)
+    )
+    assert found.total_force_nn.item() == pytest.approx(16 * 0.25 * 50 * 1e-3, rel=1e-5)
 
 
 def test_frames_without_truth_take_no_part():
