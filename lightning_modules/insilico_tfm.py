@@ -45,8 +45,8 @@ from lightning_modules.networks.tiramisu import BayesianTiramisu
 LOSSES = ("log_normal", "squared_error")
 STATISTICS = ("median", "mean")
 WHOLE_PX, TILE_PX, HALO_PX = 1024, 512, 256
-"""Longest side of an image in one piece (4 GB for a draw of the published network); side of a tile of a longer one, and
-what it sees around itself, of the 960 px that the published network could see."""
+"""Longest side of an image in one piece; side of a tile of a longer one, and what it sees around itself, of the 960 px
+that the published network could see."""
 BIN_WIDTH, BINS = 1e-3, 16_000
 """Of ln F, in which the training forces are counted: a tenth of a percent, up to 9 MPa."""
 FIGURE_FRAMES = 10

@@ -85,7 +85,8 @@ def predict(
     try:
         trainer.predict(parts.module, datamodule=parts.data, return_predictions=False)
     except ValueError as error:  # of a sample, or of what is predicted of it
-        raise RequestError(f"{', '.join(writer.predicting)}: {last_line(error)}".removeprefix(": ")) from error
+        where = f"{', '.join(writer.predicting)}: " if writer.predicting else ""
+        raise RequestError(f"{where}{last_line(error)}") from error
     except OSError as error:
         raise RequestError(last_line(error)) from error
     return out

@@ -21,7 +21,7 @@ OPERATOR = {
     **{"centre_element": "published", "reach": "published", "poisson_ratio": 0.45},
     **{"gel_thickness_um": None, "transfer_function": None},
 }
-"""What makes the displacement, with what a null of the data stands for; no data are made on a thin gel."""
+"""What makes the displacement, with what a null of the data stands for; simulated data lie on half spaces."""
 CONTINUOUS = ("poisson_ratio", "gel_thickness_um", "transfer_function")
 """Those of them that Fourier cytometry works with."""
 TOLD_NOTHING = ("TractionRegression",)
@@ -235,7 +235,8 @@ def _assumed(config: Mapping[str, Any]) -> dict[str, Any]:
     if _kind(config) in TOLD_NOTHING or (_kind(config) == "PhysicsInformedRegression" and module.get("steps") is None):
         return {key: OPERATOR[key] for key in made}  # that of the data which it was trained on
     truth = {**made, "transfer_function": None}
-    return {key: truth[key] if module.get(key) is None else module[key] for key in made}
+    assumed = {key: truth[key] if module.get(key) is None else module[key] for key in made}
+    return {key: None if value == math.inf else value for key, value in assumed.items()}  # of a thickness: a half space
 
 
 def _scores(runs: Sequence[Mapping[str, Any]]) -> dict[Condition, list[Score]]:

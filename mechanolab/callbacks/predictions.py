@@ -57,7 +57,7 @@ class PredictionWriter(BasePredictionWriter):
         self._rows: list[_Row] = []
         self._shown = ShownSamples()
         self.predicting: list[str] = []
-        """Ids of the batch in work: a fault of theirs names no file."""
+        """Ids of the batch in work, between batches none: a fault of theirs names no file."""
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the temporary folder that all ranks write into."""
@@ -105,6 +105,7 @@ class PredictionWriter(BasePredictionWriter):
                     row.numbers[name] = entry
             self._rows.append(row)
         self._shown.add(batch)
+        self.predicting = []
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather, sort, write, and put the folder in its place."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -46,3 +47,5 @@ def test_a_method_told_of_a_thin_gel_stays_one_and_works_with_another_operator()
     ((right, wrong),) = method.scores.values()
     assert (right.mean, right.matched, right.told) == (pytest.approx(0.07), True, "")
     assert (wrong.mean, wrong.matched, wrong.told) == (0.3, False, "gel of 20 µm")
+    runs[1]["config"]["module"]["gel_thickness_um"] = math.inf
+    assert methods_of(runs)[0].scores == method.scores, "no bound to the thickness is a half space"
