@@ -7,6 +7,8 @@ WORKERS ?=
 COUNT ?=
 ARGS ?=
 BENCH ?=
+# Tests keep one core busy, so one process per core; a file's tests stay together, for its fixtures.
+PYTEST := OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 8 --dist loadfile
 export NO_ALBUMENTATIONS_UPDATE := 1
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
@@ -38,10 +40,10 @@ compare: setup ## table and HTML report of all runs of EXP
 	mechanolab compare $(EXP) $(ARGS)
 
 test: setup ## run all tests
-	python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 smoke: setup ## the fast tests: less than two minutes
-	python -m pytest -m 'not slow' $(ARGS)
+	$(PYTEST) -m 'not slow' $(ARGS)
 
 check: setup ## lint, format and types
 	ruff check .
