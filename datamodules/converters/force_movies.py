@@ -6,7 +6,8 @@
     20160809-002-xy1_bbox.csv    optional, the boxes of `cell_boxes`
 
 in the source folder or one below it; any other name may stand before RAW. Frames are paired in the order of their
-names, numbers in them compared as numbers.
+names, numbers in them compared as numbers; where one number counts the frames, it must count them alike in all folders
+(from 0 in one and from 1 in another is alike too).
 """
 
 from __future__ import annotations
@@ -84,6 +85,13 @@ def _movie(cell: str, folders: dict[str, Path]) -> ForceMovie:
             f"{folders['RAW'].parent / cell}: its folders hold different numbers of frames ({listed}): every frame "
             "needs all of them, add or remove what is missing or too much"
         )
+    for channel in sorted(frames.keys() - {"RAW"}):
+        pair = _first_unlike(frames["RAW"], frames[channel])
+        if pair is not None:
+            raise ValueError(
+                f"{pair[0]} and {pair[1]} would be a pair, but their numbers differ: add the frame that is missing in "
+                "one of the folders, or rename the files so that frames of one moment have one number"
+            )
     if not frames["RAW"]:
         raise ValueError(f"{folders['RAW']} holds no frame ({', '.join(SUFFIXES)}): add them or remove the folder")
     table = folders["RAW"].parent / f"{cell}_bbox.csv"
@@ -94,3 +102,22 @@ def _movie(cell: str, folders: dict[str, Path]) -> ForceMovie:
 def _frames(folder: Path) -> list[Path]:
     found = (p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file())
     return sorted(found, key=lambda path: in_order(path.name))
+
+
+def _first_unlike(images: list[Path], others: list[Path]) -> tuple[Path, Path] | None:
+    """The first pair whose frame numbers differ; None where they agree or the names do not tell."""
+    left, right = _frame_numbers(images), _frame_numbers(others)
+    if left is None or right is None:
+        return None
+    shift = right[0] - left[0] if {left[0], right[0]} == {0, 1} else 0
+    pairs = zip(images, others, left, right, strict=True)
+    return next(((image, other) for image, other, a, b in pairs if a + shift != b), None)
+
+
+def _frame_numbers(files: list[Path]) -> list[int] | None:
+    """The one number that differs between the names; None where it is none or several."""
+    numbers = [[int(digits) for digits in re.findall(r"\d+", path.stem)] for path in files]
+    if len({len(row) for row in numbers}) != 1:
+        return None
+    varying = [column for column in zip(*numbers, strict=True) if len(set(column)) > 1]
+    return list(varying[0]) if len(varying) == 1 else None

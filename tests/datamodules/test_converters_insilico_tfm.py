@@ -150,6 +150,21 @@ def test_eight_bits_and_jpeg_are_read_and_kept_in_their_own_grey_levels(tmp_path
     assert np.abs(image - frame(0) // 16).mean() < 5
 
 
+def test_frames_whose_numbers_differ_are_no_pair(own: Path) -> None:
+    folder = own / "fibroblast a_FORCE"
+    (folder / "fibroblast a__t9.tif").rename(folder / "fibroblast a__t11.tif")
+    with pytest.raises(ValueError, match=r"RAW/\S* ?a__t9.tif and .*FORCE/.*a__t10.tif would be a pair, but their num"):
+        list(convert(own))
+
+
+def test_frames_may_count_from_zero_in_one_folder_and_from_one_in_another(own: Path) -> None:
+    for channel, first in (("RAW", 0), ("FRET", 0), ("FORCE", 1)):
+        for number in range(FRAMES):
+            folder = own / f"fibroblast a_{channel}"
+            (folder / f"fibroblast a__t{number + 8}.tif").rename(folder / f"C2-frame{number + first}.tif")
+    np.testing.assert_array_equal(list(convert(own))[2].fields["traction_pa"][0], force(2))
+
+
 # -- the unit of the force --------------------------------------------------------------------------------------------
 
 
