@@ -30,7 +30,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from datamodules.batches import ForceImageBatch
-from lightning_modules.figures.insilico_tfm import force_figures
+from lightning_modules.figures.insilico_tfm import force_figures, published_frame
 from lightning_modules.losses.lognormal import balanced, floored_variance, pixel_losses
 from lightning_modules.losses.step_sizes import rise_and_fall
 from lightning_modules.metrics.epoch_means import log_step, reset_training_metrics
@@ -149,9 +149,10 @@ class BayesianTractionRegression(LightningModule):
         predicted = self._distribution(self(batch.image)[None])
         losses = self._losses(predicted, log_force)
         log_loss(self, "train", losses.detach(), log_force, spread=self.probabilistic)
-        if predicted.sigma_squared is not None:
-            losses = balanced(losses, predicted.sigma_squared[0], beta=self.hparams["beta"])
-        return log_step(self, losses.mean(), batch_size=frames)
+        loss = log_step(self, losses.mean(), batch_size=frames)
+        if predicted.sigma_squared is None:
+            return loss
+        return balanced(losses, predicted.sigma_squared[0], beta=self.hparams["beta"]).mean()
 
     def validation_step(self, batch: ForceImageBatch, batch_idx: int) -> None:
         """Loss, errors and coverage of one batch of whole frames."""
@@ -376,9 +377,10 @@ def _prediction(module: Any, batch: ForceImageBatch, predicted: ForceDistributio
 
 
 def _figures(module: Any, batch: ForceImageBatch) -> dict[str, Any]:
-    """Frames of the first cell of a batch, spread evenly, with the curves of all frames of the stage."""
+    """Frames of the first cell, spread evenly and that of figure 2, with the curves of all frames of the stage."""
     own = [row for row, group in enumerate(batch.group) if group == batch.group[0]]
     chosen = torch.linspace(0, len(own) - 1, min(len(own), FIGURE_FRAMES)).round().long().tolist()
+    chosen = sorted({*chosen, published_frame(batch.time_s[own].float().numpy(force=True))})
     frames = _frames(batch, [own[place] for place in chosen])
     with evaluation_mode(module):
         predicted = module.predicted(frames, getattr(module, "_shown_draws", None))

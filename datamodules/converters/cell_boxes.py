@@ -73,10 +73,10 @@ def read_boxes(path: Path) -> dict[str, Box]:
                 except (TypeError, ValueError):
                     numbers = []
                 whole = bool(numbers) and all(np.isfinite(number) and number == int(number) for number in numbers)
-                if not whole or min(numbers[:2]) < 0 or min(numbers[2:]) < 1:
+                if not row["filename"] or not whole or min(numbers[:2]) < 0 or min(numbers[2:]) < 1:
                     raise ValueError(
-                        f"{path}, line {rows.line_num}: x, y, w, h must be whole pixels of a box that is not empty: "
-                        "correct the line, or remove the file and the boxes are found anew"
+                        f"{path}, line {rows.line_num} must have a file name and x, y, w, h in whole pixels of a box "
+                        "that is not empty: correct the line, or remove the file and the boxes are found anew"
                     )
                 boxes[Path(row["filename"].replace("\\", "/")).name] = Box(*map(int, numbers))
     except (UnicodeDecodeError, csv.Error) as error:

@@ -23,6 +23,8 @@ from datamodules.converters.own_files import images_by_name
 SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp")
 UNITS_PA = {"Pa": 1.0, "kPa": 1000.0, "pN/um^2": 1.0, "nN/um^2": 1000.0}
 """Accepted units of traction, in Pa."""
+ROUNDING = 1e-5
+"""Of the largest magnitude: so far below zero is zero."""
 _SPELLINGS = {"pn/um2": "pN/um^2", "nn/um2": "nN/um^2", "pa": "Pa", "kpa": "kPa", "n/m2": "Pa"}
 _CALIBRATION = re.compile(r"^(cf|c0|c1|vunit)=(.*)$", re.MULTILINE)
 
@@ -37,10 +39,15 @@ def read_frame(path: Path) -> NDArray[np.uint16] | NDArray[np.float32]:
     plane = grey_plane(read_stored(path), path)
     if plane.dtype in (np.uint8, np.uint16):
         return plane.astype(np.uint16)
-    if not np.isfinite(plane).all():
-        bad = int(np.count_nonzero(~np.isfinite(plane)))
-        raise ValueError(f"{path} has {bad} pixels that are NaN or infinite: fill them in or leave the frame out")
-    return plane.astype(np.float32)
+    with np.errstate(over="ignore"):
+        single = plane.astype(np.float32)
+    if not np.isfinite(single).all():
+        bad = int(np.count_nonzero(~np.isfinite(single)))
+        raise ValueError(
+            f"{path} has {bad} pixels that are NaN, infinite or beyond single precision: fill them in or leave the "
+            "frame out"
+        )
+    return single
 
 
 def read_force(path: Path, *, unit: str) -> NDArray[np.float32]:
@@ -57,11 +64,11 @@ def read_force(path: Path, *, unit: str) -> NDArray[np.float32]:
     force = read_frame(path).astype(np.float64)
     slope, start, written = _calibration(path)
     force = (start + slope * force) * UNITS_PA[written or unit]
-    if force.min(initial=0.0) < 0:
+    if force.min(initial=0.0) < -ROUNDING * force.max(initial=0.0):
         raise ValueError(
             f"{path} has the traction {force.min():g} Pa, but magnitudes are not negative: save the vectors' lengths"
         )
-    return force.astype(np.float32)
+    return force.clip(min=0.0).astype(np.float32)
 
 
 def read_own_frames(files: Sequence[Path], *, pixel_size_um: float | None) -> list[Sample]:
@@ -93,10 +100,10 @@ def grey_levels(image: NDArray[Any], path: Path) -> NDArray[Any]:
     Raises:
         ValueError: None of its values is above 1, and it is not black.
     """
-    if image.dtype.kind == "f" and image.any() and image.max() <= 1:
+    if image.any() and image.max() <= 1:
         raise ValueError(
-            f"{path} has no value above {image.max():.3g}, as if scaled to 1: save it with its grey levels as they "
-            "were recorded"
+            f"{path} has no value above {image.max():.3g}, as if scaled to 1 or a mask: save it with its grey levels "
+            "as they were recorded"
         )
     return image
 

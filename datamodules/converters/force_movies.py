@@ -7,12 +7,14 @@
 
 in the source folder or one below it; any other name may stand before RAW. Frames are paired in the order of their
 names, numbers in them compared as numbers; where one number counts the frames, it must count them alike in all folders
-(from 0 in one and from 1 in another is alike too).
+(from 0 in one and from 1 in another is alike too). A number left out is a frame left out: times follow the numbers.
 """
 
 from __future__ import annotations
 
+import math
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +41,8 @@ class ForceMovie(NamedTuple):
     """By file name of the image; None without a table."""
     table: Path
     """Where the boxes are or would be."""
+    moments: list[int]
+    """Which frame of the movie each image is, from 0: a number that its names leave out is left out here too."""
 
 
 def find_force_movies(source: Path) -> list[ForceMovie]:
@@ -96,7 +100,7 @@ def _movie(cell: str, folders: dict[str, Path]) -> ForceMovie:
         raise ValueError(f"{folders['RAW']} holds no frame ({', '.join(SUFFIXES)}): add them or remove the folder")
     table = folders["RAW"].parent / f"{cell}_bbox.csv"
     boxes = read_boxes(table) if table.is_file() else None
-    return ForceMovie(cell, frames["RAW"], frames["FORCE"], boxes, table)
+    return ForceMovie(cell, frames["RAW"], frames["FORCE"], boxes, table, _moments(frames["RAW"]))
 
 
 def _frames(folder: Path) -> list[Path]:
@@ -106,18 +110,40 @@ def _frames(folder: Path) -> list[Path]:
 
 def _first_unlike(images: list[Path], others: list[Path]) -> tuple[Path, Path] | None:
     """The first pair whose frame numbers differ; None where they agree or the names do not tell."""
-    left, right = _frame_numbers(images), _frame_numbers(others)
-    if left is None or right is None:
+    left, right = _counting(images), _counting(others)
+    if any(_alike(a, b) for a in left for b in right):
         return None
-    shift = right[0] - left[0] if {left[0], right[0]} == {0, 1} else 0
-    pairs = zip(images, others, left, right, strict=True)
-    return next(((image, other) for image, other, a, b in pairs if a + shift != b), None)
+    sure = len(left) == len(right) == 1
+    for a, b in ((a, b) for a in left for b in right if sure or _steps(a) == _steps(b)):
+        pairs = zip(images, others, a, b, strict=True)
+        return next((image, other) for image, other, i, j in pairs if i + _shift(a, b) != j)
+    return None
 
 
-def _frame_numbers(files: list[Path]) -> list[int] | None:
-    """The one number that differs between the names; None where it is none or several."""
+def _alike(a: list[int], b: list[int]) -> bool:
+    return [number + _shift(a, b) for number in a] == b
+
+
+def _shift(a: list[int], b: list[int]) -> int:
+    return b[0] - a[0] if {a[0], b[0]} == {0, 1} else 0
+
+
+def _steps(numbers: list[int]) -> list[int]:
+    return [after - before for before, after in pairwise(numbers)]
+
+
+def _counting(files: list[Path]) -> list[list[int]]:
+    """Every number of the names that differs between the files, as a course over the files."""
     numbers = [[int(digits) for digits in re.findall(r"\d+", path.stem)] for path in files]
     if len({len(row) for row in numbers}) != 1:
-        return None
-    varying = [column for column in zip(*numbers, strict=True) if len(set(column)) > 1]
-    return list(varying[0]) if len(varying) == 1 else None
+        return []
+    return [list(column) for column in zip(*numbers, strict=True) if len(set(column)) > 1]
+
+
+def _moments(files: list[Path]) -> list[int]:
+    """Which frame of the movie each file is, from the one number that counts them, else their place in the list."""
+    courses = _counting(files)
+    if len(courses) != 1 or min(_steps(courses[0])) < 1:
+        return list(range(len(files)))
+    step = math.gcd(*_steps(courses[0]))
+    return [(number - courses[0][0]) // step for number in courses[0]]

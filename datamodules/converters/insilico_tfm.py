@@ -185,7 +185,7 @@ def _checked(archive: _Archive) -> Iterator[Sample]:
 def _movie_samples(archive: _Archive) -> Iterator[Sample]:
     pixel_size = archive.conditions.pixel_size_um or PUBLISHED_PIXEL_UM
     for movie in archive.movies:
-        for number, (path, force_path) in enumerate(zip(movie.images, movie.forces, strict=True)):
+        for number, path, force_path in zip(movie.moments, movie.images, movie.forces, strict=True):
             image = grey_levels(read_frame(path), path)
             force = read_force(force_path, unit=archive.conditions.force_unit)
             if image.shape != force.shape:

@@ -80,7 +80,10 @@ class ShardDataset(Dataset[Sample]):
         if scheme is not None and split is not None:
             self.indices: NDArray[np.int64] = np.flatnonzero(index.splits[scheme] == SPLIT_CODES[split])
             if not len(self.indices):
-                raise ValueError(f"split {split!r} of scheme {scheme!r} in {self.folder} is empty")
+                raise ValueError(
+                    f"split {split!r} of scheme {scheme!r} in {self.folder} is empty: choose another scheme, or share "
+                    "the groups out anew with: mechanolab data split"
+                )
         else:
             self.indices = np.arange(self.manifest.counts["samples"])
         self._sample_id = index.sample_id[self.indices]

@@ -6,14 +6,15 @@ the error of a prediction p >= 1 above a threshold c >= 1 is, for q = max(p, c),
 
     E[|X - p|; X >= c] = A(q) - p P(q) + p (P(c) - P(q)) - (A(c) - A(q)),
 
-and below c = 1 the clipped pixels add (p - 1) (1 - P(1)).
+and below c = 1 the clipped pixels add (p - 1) (1 - P(1)). It is least at X's median
+above c, where P(p) = P(c) / 2.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr
+from scipy.special import ndtr, ndtri
 
 Floats = NDArray[np.floating]
 SMALLEST = 1e-12
@@ -58,3 +59,14 @@ def error_above(median: Floats, log_sigma: Floats, prediction: Floats, *, thresh
     over = amount(split) - prediction * share(split)
     under = prediction * (probability - share(split)) - (amount(threshold) - amount(split))
     return over + under, probability
+
+
+def median_above(median: Floats, log_sigma: Floats, *, threshold: float) -> Floats:
+    """Median of X where L >= threshold, of every pixel: what errs least there; arguments as in `error_above`.
+
+    >>> median_above(np.array([0.0, 5.0, 500.0]), np.full(3, 0.5), threshold=5.0).round(1).tolist()
+    [5.0, 7.0, 500.0]
+    """
+    log_median = np.log(np.maximum(median, SMALLEST))
+    half = np.maximum(0.5 * ndtr((log_median - np.log(threshold)) / log_sigma), np.finfo(np.float64).tiny)
+    return np.exp(np.maximum(log_median - log_sigma * ndtri(half), np.log(threshold)))

@@ -37,6 +37,15 @@ SINGLE_PASS = 0.5
 """Where on the axis of draws one pass without dropout stands."""
 
 
+def published_frame(time_s: np.ndarray) -> int:
+    """Which of the times (frames,) is nearest to that of figure 2; NaN is never near.
+
+    >>> published_frame(np.array([np.nan, 0.0, 4320.0, 8640.0]))
+    2
+    """
+    return int(np.argmin(np.nan_to_num(np.abs(time_s - PUBLISHED_FRAME_S), nan=np.inf)))
+
+
 def force_figures(
     *,
     log_image: np.ndarray,
@@ -72,7 +81,7 @@ def force_figures(
 
     """
     image, true_pa = np.exp(log_image), np.exp(log_force)
-    frame = int(np.argmin(np.nan_to_num(np.abs(time_s - PUBLISHED_FRAME_S), nan=np.inf)))
+    frame = published_frame(time_s)
     own: dict[str, np.ndarray | None] = {name: None if part is None else part[frame] for name, part in maps.items()}
     aleatoric, epistemic = own["aleatoric_sd_pa"], own["epistemic_sd_pa"]
     sd_pa = None if aleatoric is None or epistemic is None else np.hypot(aleatoric, epistemic)

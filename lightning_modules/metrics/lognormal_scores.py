@@ -1,7 +1,7 @@
 """The scores of a predicted traction magnitude that every module of `insilico_tfm` logs, and when.
 
 Of every stage of a network, by name after `train/`, `val/`, `test/`:
-    loss                            what is trained on, mean over the draws
+    loss                            eq. 1 or the squared error, mean over the draws, without the weights of beta
     nll_foreground, nll_background  eq. 1 where ln F > 0 and where the clipped logarithm is 0
 Of validation and test (`..._foreground`: pixels whose true traction is at least `FOREGROUND_PA`, all frames pooled):
     mae_median_pa, mae_mean_pa              |F - median|, |F - E| over whole frames
@@ -13,8 +13,8 @@ Of the test also:
     sharpness_95_foreground_pa              mean width of the 95 % interval
     calibration_error_foreground            mean distance of the calibration curve from the diagonal
     sparsification_error_foreground         of |F - E| by the predicted standard deviation, mean over the frames
-F is max(1 Pa, traction): what the clipped logarithm lets through, of truth and prediction alike. Frames whose truth is
-unknown (NaN) take no part. Of these numbers the paper has eq. 1 and "MAE", without a formula.
+F is max(1 Pa, traction): what the clipped logarithm lets through of the truth. Frames whose truth is unknown (NaN) take
+no part. Of these numbers the paper has eq. 1 and "MAE", without a formula.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from lightning_modules.metrics.mean_loss import MeanLoss
 from lightning_modules.metrics.traction import FieldSd
 
 FOREGROUND_PA = 5.0
-SIGMA_CEILING, LOG_FORCE_CEILING = 5.0, 18.0
-"""Of ln F (a factor of 150 either way; 66 MPa): below them eq. 3 is finite in single precision."""
+SIGMA_CEILING, LOG_FORCE_CEILING = 5.0, 15.0
+"""Of ln F (a factor of 150 either way; 3.3 MPa): below them eq. 3 of a thousand draws is finite in single precision."""
 LEVELS = tuple(step / 20 for step in range(1, 20))
 ERRORS = ("mae_median_pa", "mae_median_foreground_pa", "mae_mean_pa", "mae_mean_foreground_pa", "crps_foreground_pa")
 VALIDATED_PROBABILITIES = (0.68, 0.95)

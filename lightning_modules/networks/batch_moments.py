@@ -18,8 +18,10 @@ def trainer_fault(options: Mapping[str, Any]) -> str | None:
 
 
 def data_fault(module: Mapping[str, Any], data: Mapping[str, Any]) -> str | None:
-    """Why training crops of these data leave one value to normalise, at the bottom of this many halvings (`blocks`)."""
+    """Why crops of these data cannot be halved so often (`blocks`), or would leave one value to normalise."""
     step, side = 2 ** module["blocks"], data["crop_px"]
+    if side % step:
+        return f"crop_px must be a multiple of {step} px, or training crops are filled up with black, got {side}"
     alone = data["batch_size"] == 1 or data["steps_per_epoch"] is None  # an epoch's last batch may be one crop
     if not 0 < side <= step or not alone:
         return None

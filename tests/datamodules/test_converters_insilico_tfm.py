@@ -165,6 +165,40 @@ def test_frames_may_count_from_zero_in_one_folder_and_from_one_in_another(own: P
     np.testing.assert_array_equal(list(convert(own))[2].fields["traction_pa"][0], force(2))
 
 
+def test_a_second_number_in_the_names_does_not_hide_that_frames_are_shifted(own: Path) -> None:
+    folder = own / "fibroblast a_FORCE"
+    for number in (10, 9, 8):
+        (folder / f"fibroblast a__t{number}.tif").rename(folder / f"force_t{number + 1}_{30 * number}s.tif")
+    with pytest.raises(ValueError, match=r"a__t8.tif and .*force_t9_240s.tif would be a pair, but their numbers"):
+        list(convert(own))
+    for number in (8, 9, 10):
+        (folder / f"force_t{number + 1}_{30 * number}s.tif").rename(folder / f"force_t{number}_{30 * number}s.tif")
+    np.testing.assert_array_equal(next(iter(convert(own))).fields["traction_pa"][0], force(0))
+
+
+def test_names_that_count_in_another_way_are_paired_in_their_order(own: Path) -> None:
+    folder = own / "fibroblast a_FORCE"
+    for number in range(FRAMES):
+        (folder / f"fibroblast a__t{number + 8}.tif").rename(folder / f"{2 + number**2}_{16 + 31 * number**2}s.tif")
+    np.testing.assert_array_equal(list(convert(own))[2].fields["traction_pa"][0], force(2))
+
+
+def test_times_follow_the_numbers_of_the_names(tmp_path: Path) -> None:
+    write_cell(tmp_path, "20160809-002-xy1", frames=6)
+    for channel in ("RAW", "FRET", "FORCE"):
+        (tmp_path / f"20160809-002-xy1{channel}" / "20160809-002-xy1_t9.tif").unlink()
+    samples = list(convert(tmp_path))
+    assert [float(sample.fields["time_s"]) for sample in samples] == [0, 60, 90, 120, 150]
+    assert [sample.sample_id[-3:] for sample in samples] == ["000", "002", "003", "004", "005"]
+
+
+def test_a_force_below_zero_by_rounding_is_no_force(own: Path) -> None:
+    spoilt = force(0)
+    spoilt[3, 4] = -1e-9
+    assert cv2.imwrite(str(own / "fibroblast a_FORCE" / "fibroblast a__t8.tif"), spoilt)
+    assert next(iter(convert(own))).fields["traction_pa"][0, 3, 4] == 0
+
+
 # -- the unit of the force --------------------------------------------------------------------------------------------
 
 
@@ -223,8 +257,8 @@ NAN = np.where(np.arange(1920).reshape(SIZE) < 2, np.nan, 1).astype(np.float32)
         (remove("aFORCE/a_t9.tif"), r"a: its folders hold different numbers of frames \(RAW 3, FRET 3, FORCE 2\)"),
         (remove("aFRET/a_t9.tif"), r"different numbers of frames \(RAW 3, FRET 2, FORCE 3\)"),
         (without_force, "has no folder aFORCE beside it: add it"),
-        (picture("aFORCE/a_t9.tif", NAN), r"a_t9\.tif has 2 pixels that are NaN or infinite"),
-        (picture("aRAW/a_t9.tif", NAN), r"a_t9\.tif has 2 pixels that are NaN or infinite"),
+        (picture("aFORCE/a_t9.tif", NAN), r"a_t9\.tif has 2 pixels that are NaN, infinite"),
+        (picture("aRAW/a_t9.tif", NAN), r"a_t9\.tif has 2 pixels that are NaN, infinite"),
         (picture("aFORCE/a_t9.tif", -force(0)), r"a_t9\.tif has the traction -.* Pa, but magnitudes are not negative"),
         (
             picture("aRAW/a_t9.tif", frame(1) // 100),
@@ -236,12 +270,19 @@ NAN = np.where(np.arange(1920).reshape(SIZE) < 2, np.nan, 1).astype(np.float32)
         ),
         (
             picture("aRAW/a_t9.tif", frame(1).astype(np.float32) / 65535),
-            r"a_t9\.tif has no value above .*, as if scaled to 1: save it with its grey levels",
+            r"a_t9\.tif has no value above .*, as if scaled to 1 or a mask: save it with its grey levels",
         ),
         (text("aRAW/a_t9.tif", "no picture"), r"a_t9\.tif cannot be read as an image"),
         (text("a_bbox.csv", "filename,x,y,w\n"), r"a_bbox\.csv lacks the column h"),
-        (text("a_bbox.csv", "filename,x,y,w,h\na_t8.tif,1,2,0,4\n"), r"a_bbox\.csv, line 2: x, y, w, h must be whole"),
-        (text("a_bbox.csv", "filename,x,y,w,h\na_t8.tif,1,two,3,4\n"), r"a_bbox\.csv, line 2: x, y, w, h must be"),
+        (
+            text("a_bbox.csv", "filename,x,y,w,h\na_t8.tif,1,2,0,4\n"),
+            r"a_bbox\.csv, line 2 must have a file name and x, y, w, h in whole",
+        ),
+        (
+            text("a_bbox.csv", "filename,x,y,w,h\na_t8.tif,1,two,3,4\n"),
+            r"a_bbox\.csv, line 2 must have a file name and",
+        ),
+        (text("a_bbox.csv", "x,y,w,h,filename\n1,2,3,4\n"), r"a_bbox\.csv, line 2 must have a file name"),
         (text("a_bbox.csv", "filename,x,y,w,h\na_t8.tif,1,2,3,4\n"), r"a_bbox\.csv lacks a_t9\.tif: add its box"),
         (text("a_bbox.csv", "filename,x,y,w,h\na_t8.tif,40,2,9,4\n"), r"ends at 49, 6, outside the frame of 48 x 40"),
         (text("conditions.json", "{"), r"conditions\.json is not valid JSON"),

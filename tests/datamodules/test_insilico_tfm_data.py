@@ -320,12 +320,16 @@ def test_own_images_that_cannot_be_read_are_refused_before_anything_is_predicted
     (tmp_path / "broken.tif").write_bytes(b"II*")
     bad = np.full((4, 4), np.nan, np.float32)
     assert cv2.imwrite(str(tmp_path / "nan.tif"), bad)
+    assert cv2.imwrite(str(tmp_path / "huge.tif"), np.full((4, 4), 1e39))
+    assert cv2.imwrite(str(tmp_path / "mask.png"), np.eye(4, dtype=np.uint8))
     assert cv2.imwrite(str(tmp_path / "scaled.tif"), np.full((4, 4), 0.25, np.float32))
     assert cv2.imwrite(str(tmp_path / "colour.png"), np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
     for name, said in (
         ("broken.tif", "broken.tif cannot be read as an image"),
-        ("nan.tif", "nan.tif has 16 pixels that are NaN or infinite"),
-        ("scaled.tif", "scaled.tif has no value above 0.25, as if scaled to 1: save it with its grey levels"),
+        ("nan.tif", "nan.tif has 16 pixels that are NaN, infinite"),
+        ("huge.tif", "huge.tif has 16 pixels that are NaN, infinite or beyond single precision"),
+        ("scaled.tif", "scaled.tif has no value above 0.25, as if scaled to 1 or a mask: save it with its grey levels"),
+        ("mask.png", "mask.png has no value above 1, as if scaled to 1 or a mask"),
         ("colour.png", "colour.png is a colour or transparent image"),
     ):
         with pytest.raises(ValueError, match=said):

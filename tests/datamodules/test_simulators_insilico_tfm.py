@@ -21,7 +21,7 @@ from datamodules.simulators.insilico_tfm import (
     oracle_sums,
     simulate_group,
 )
-from datamodules.simulators.lognormal_errors import error_above, expected_absolute_error
+from datamodules.simulators.lognormal_errors import error_above, expected_absolute_error, median_above
 from datamodules.simulators.photon_camera import exposure
 from datamodules.simulators.smooth_noise import smooth_picture, smooth_series
 
@@ -181,6 +181,13 @@ def test_expected_errors_agree_with_sampling(median, sigma, prediction, threshol
     here = truth >= threshold if threshold > 1 else truth > threshold
     assert probability[0] == pytest.approx(here.mean(), rel=5e-3, abs=1e-4)
     assert error[0] == pytest.approx((sampled * here).mean(), rel=5e-3, abs=1e-3)
+    best = median_above(*arguments[:2], threshold=threshold)
+    assert best[0] == pytest.approx(np.median(truth[here]), rel=5e-3)
+    assert all(
+        error_above(*arguments[:2], np.maximum(factor * best, 1), threshold=threshold)[0][0]
+        >= error_above(*arguments[:2], best, threshold=threshold)[0][0]
+        for factor in (0.9, 0.99, 1.01, 1.1)
+    )
 
 
 def test_pixels_without_traction_cost_nothing():
@@ -213,7 +220,9 @@ def test_the_stored_error_is_what_the_oracle_makes_on_simulated_cells():
         for start, kind in ((0, "median"), (4, "mean")):
             factor = 1 if kind == "median" else np.exp(sigma**2 / 2)
             error = np.abs(truth - np.maximum(taper(median * factor), 1))
-            found[start : start + 4] += error.sum(), error[foreground].sum(), foreground.sum(), error.size
+            best = median_above(taper(median), sigma, threshold=5.0)
+            inside = (np.abs(truth - best) if kind == "median" else error)[foreground]
+            found[start : start + 4] += error.sum(), inside.sum(), foreground.sum(), error.size
             if group < 6:
                 closed[start : start + 4] += oracle_sums(median, sigma, prediction=kind)
         if group < 6:

@@ -115,8 +115,11 @@ def test_quantiles_do_not_depend_on_the_pieces_that_are_searched_at_once(monkeyp
     torch.testing.assert_close(lognormal.quantile(mu, square, 0.9), whole, rtol=1e-7, atol=0)
 
 
-def test_below_the_ceilings_every_number_of_a_wild_pixel_is_finite():
-    wild = ForceDistribution(torch.tensor([[100.0], [2.0]]), torch.tensor([[400.0], [1.0]])).bounded()
+@pytest.mark.parametrize("draws", [1, 2, 1000])
+def test_below_the_ceilings_every_number_of_a_wild_pixel_is_finite(draws):
+    mu, squared = torch.full((draws, 1), 100.0), torch.full((draws, 1), 400.0)
+    mu[1:2], squared[1:2] = 2.0, 1.0
+    wild = ForceDistribution(mu, squared).bounded()
     numbers = [
         *(score(*wild) for score in (lognormal.mean, lognormal.variance, lognormal.coefficient_of_variation)),
         lognormal.crps(*wild, torch.tensor([10.0])),
