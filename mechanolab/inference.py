@@ -77,7 +77,8 @@ def predict(
     dataset = config["data"].get("dataset")
     name = split if dataset == own_dataset else f"{dataset}-{split}"
     if inputs:
-        name = f"input-{inputs[0].resolve().stem}"
+        first = inputs[0].resolve()
+        name = f"input-{first.name if first.is_dir() else first.stem}"
     folder = runs.runs_root() / experiment if run_id is None else runs.run_folder(experiment, run_id)
     out = folder / runs.PREDICTIONS / name
     writer = PredictionWriter(out, config)

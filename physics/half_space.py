@@ -273,9 +273,9 @@ def check_substrate(
 ) -> None:
     """Refuse numbers that are no substrate."""
     for name, value in (("pixel_size_um", pixel_size_um), ("youngs_modulus_pa", youngs_modulus_pa)):
-        if not (math.isfinite(value) and value > 0):
+        if value is None or not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} must be a positive number, got {value}")
-    if not 0 < poisson_ratio <= 0.5:
+    if poisson_ratio is None or not 0 < poisson_ratio <= 0.5:
         raise ValueError(f"poisson_ratio must lie in (0, 0.5], got {poisson_ratio}")
     if thickness_um is not None and not (math.isfinite(thickness_um) and thickness_um > 0):
         raise ValueError(f"thickness_um must be a positive number, or None for a half space, got {thickness_um}")
@@ -308,6 +308,8 @@ def kernel_shape(transfer_function: Tensor | None) -> tuple[int, int]:
     """Rows and columns of the measurement's kernel, checked; 1 x 1 without one."""
     if transfer_function is None:
         return 1, 1
+    if not isinstance(transfer_function, Tensor):
+        raise ValueError(f"transfer_function must be a tensor, got a {type(transfer_function).__name__}")
     kernel = transfer_function.detach()
     if kernel.ndim not in (1, 2) or not kernel.is_floating_point() or any(n % 2 == 0 for n in kernel.shape):
         raise ValueError(

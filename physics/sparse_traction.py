@@ -247,7 +247,7 @@ def _solve(
 
 @torch.no_grad()
 def _finished(before: Tensor, sparse: Tensor, spectrum: Tensor, tolerance: float) -> Tensor:
-    """Whether a step changed the traction by no more than this share, (n, 1, 1, 1); none at all may still become one."""
+    """Whether a step changed the traction by no more than this share, (n, 1, 1, 1); 0 may still become more."""
     change = sparse - before
     grown = (_dot(sparse, sparse) > 0) | ~spectrum.any(-1).any(-1).any(-1)[..., None, None, None]
     return grown & (_dot(change, change) <= tolerance**2 * _dot(sparse, sparse)) & (tolerance > 0)

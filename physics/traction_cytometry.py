@@ -32,7 +32,7 @@ from physics.half_space import (
 )
 from physics.regularization_scores import cross_validation, l_curve_curvature, log_evidence, refined_maximum
 
-UNSEEN = 1e-9  # a transfer function below it has removed the wave: no traction is inferred from what is left
+UNSEEN = 1e-6  # a transfer function below it has removed the wave: what is left is rounding of a kernel in float32
 CANDIDATES_PER_DECADE = 12
 ROUNDING = 1e-12  # of the mean displacement: what varies less is its rounding in float64
 
@@ -157,7 +157,10 @@ def choose_regularization(
     count = _multiplicity(height, width).to(field.device)
     used = count > 0
     if not used.any():
-        raise ValueError(f"displacement_um must have at least 3 pixels along x or y, got (y, x) = ({height}, {width})")
+        raise ValueError(
+            f"displacement_um must have at least 3 pixels along x or y, got (y, x) = ({height}, {width}): say how "
+            "strong the regularization is"
+        )
     k_x, k_y = (k.to(field.device)[used] for k in wave_vectors(height, width, pixel_size_um))  # each (m,)
     k = torch.hypot(k_x, k_y)
     gain = torch.stack(green_eigenvalues(k, youngs_modulus_pa, poisson_ratio, thickness_um))  # (2, m)
@@ -228,6 +231,11 @@ def cutoff_filter(
         ) from None
     inner = torch.zeros(height, width, dtype=torch.bool, device=cell_mask.device)
     inner[frame_border_px : max(height - frame_border_px, 0), frame_border_px : max(width - frame_border_px, 0)] = True
+    if not inner.any():
+        raise ValueError(
+            f"frame_border_px must leave something of a field of (y, x) = ({height}, {width}), got {frame_border_px}: "
+            "lower it"
+        )
     background = background & inner
     count = background.flatten(-2).sum(-1, keepdim=True)  # (..., 1)
     if not bool((count > 0).all()):

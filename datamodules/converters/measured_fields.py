@@ -118,8 +118,10 @@ def sample_values(
     if not mask.any():
         outline = "the outline encloses no pixel: correct brdx and brdy"
         raise ValueError(f"{entry.where}: {outline if len(found.outline_px) else 'cell_mask holds no pixel: mend it'}")
-    if len(found.outline_px) and found.traction is not None:
-        _check_outline_axes(entry, mask, found.traction)
+    if found.traction is not None and shape[0] == shape[1]:
+        drawn = "brdx and brdy are swapped: brdx must belong to array axis 0, swap them"
+        stored = "the axes of cell_mask are swapped: swap them, y comes first"
+        _check_outline_axes(entry, mask, found.traction, drawn if len(found.outline_px) else stored)
     values = {"displacement_um": (found.displacement_px * found.pixel_size_um).astype(np.float32)}
     if found.traction is not None:
         scale = conditions.youngs_modulus_pa / conditions.stored_modulus_pa
@@ -169,15 +171,15 @@ def _check_declared(entry: Entry, conditions: Conditions) -> None:
             )
 
 
-def _check_outline_axes(entry: Entry, mask: NDArray[np.bool_], traction: NDArray[np.float64]) -> None:
-    """Only square fields have an outline, so that the swapped one encloses the transposed mask."""
+def _check_outline_axes(entry: Entry, mask: NDArray[np.bool_], traction: NDArray[np.float64], mend: str) -> None:
+    """Of a square field, where the swapped outline encloses the transposed mask."""
     strength = np.hypot(*traction)
     total = strength.sum()
     outside, outside_swapped = strength[~mask].sum(), strength[~mask.T].sum()
     if outside > OUTSIDE_SHARE * total and outside_swapped < MUCH_LESS * outside:
         raise ValueError(
             f"{entry.where}: {outside / total:.0%} of the traction lies outside the outline, but "
-            f"{outside_swapped / total:.0%} when brdx and brdy are swapped: brdx must belong to array axis 0, swap them"
+            f"{outside_swapped / total:.0%} when {mend}"
         )
 
 

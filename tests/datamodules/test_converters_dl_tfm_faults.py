@@ -245,6 +245,13 @@ def test_an_outline_with_swapped_axes_is_refused(folder):
     write(folder, **pair, brdx=high_half, brdy=low_half)
     with pytest.raises(ValueError, match=r"\d+% of the traction lies outside the outline, but 0% when brdx and brdy"):
         converted(folder)
+    mask = np.broadcast_to((np.arange(SIZE) < 8)[:, None], (SIZE, SIZE))
+    arrays = {"displacement_px": u, "traction_pa": low, "brdx": None, "brdy": None, "dspl": None, "trac": None}
+    write(folder, **arrays, cell_mask=mask)
+    assert len(converted(folder)) == 1
+    write(folder, **arrays, cell_mask=mask.T)
+    with pytest.raises(ValueError, match=r"outside the outline, but 0% when the axes of cell_mask are swapped"):
+        converted(folder)
 
 
 SWAPS = {
@@ -270,6 +277,18 @@ def test_a_pair_in_another_convention_is_refused_and_the_right_one_passes(swap, 
     of_displacement, of_traction = SWAPS[swap]
     with pytest.raises(ValueError, match="cell1: the traction does not explain the displacement"):
         check_pair("cell1", of_displacement(u), of_traction(t), modulus_pa=4000.0, poisson_ratio=0.45)
+
+
+@pytest.mark.parametrize("scale", [0.55, 1.2, 1.925])
+@pytest.mark.parametrize("operator", [("published", "published"), ("exact", "full")])
+def test_a_displacement_in_another_unit_is_refused_whichever_operator_made_it(operator, scale):
+    _, t = random_pair(3, 24, 24)
+    kernel = dict(zip(("centre_element", "reach"), operator, strict=True))
+    substrate = {"pixel_size_um": 1.0, "youngs_modulus_pa": 4000.0, "poisson_ratio": 0.45}
+    u = displacement_from_traction(torch.from_numpy(np.ascontiguousarray(t)), **substrate, **kernel).numpy()
+    check_pair("cell1", u, t, modulus_pa=4000.0, poisson_ratio=0.45)
+    with pytest.raises(ValueError, match="cell1: the traction belongs to this displacement on a substrate of"):
+        check_pair("cell1", scale * u, t, modulus_pa=4000.0, poisson_ratio=0.45)
 
 
 @settings(deadline=None, max_examples=10, derandomize=True)

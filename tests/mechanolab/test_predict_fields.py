@@ -130,3 +130,11 @@ def test_a_measured_cell_pulls_inside_its_outline_and_explains_its_displacement(
     # FTTC balances by construction
     assert float(row["net_force_nn"]) < 1e-3
     assert 5000 < float(row["largest_traction_pa"]) < 15000
+
+
+def test_folders_whose_names_hold_a_dot_keep_predictions_of_their_own(predictions: Path, tmp_path: Path) -> None:
+    for name in ("gel.1", "gel.2"):
+        folder = declared(tmp_path / name, 2000.0)
+        np.savez(folder / "cell.npz", displacement_um=np.random.default_rng(0).normal(0, 0.1, (2, 16, 16)))
+        assert main([*FTTC, "module.reach=full", "--input", str(folder)]) == 0
+    assert {path.name for path in predictions.iterdir()} == {"input-gel.1", "input-gel.2"}

@@ -300,6 +300,12 @@ def test_a_gpu_gives_the_same(options):
         (torch.full((2, 8, 8), torch.nan), {}, "traction_pa"),
         (torch.tensor([torch.inf, -torch.inf] * 64).reshape(2, 8, 8), {}, "traction_pa"),
         (torch.zeros(2, 8, 8), {"pixel_size_um": 0.0}, "pixel_size_um"),
+        (torch.zeros(2, 8, 8), {"youngs_modulus_pa": None}, "youngs_modulus_pa must be a positive"),
+        (
+            torch.zeros(2, 8, 8),
+            {"transfer_function": [0.1, 0.8, 0.1]},
+            "transfer_function must be a tensor, got a",
+        ),
         (torch.zeros(2, 8, 8), {"youngs_modulus_pa": -1.0}, "youngs_modulus_pa"),
         (torch.zeros(2, 8, 8), {"poisson_ratio": 0.0}, "poisson_ratio"),
         (torch.zeros(2, 8, 8), {"poisson_ratio": 0.51}, "poisson_ratio"),
