@@ -121,6 +121,22 @@ def test_a_stored_traction_and_a_mask_are_kept(tmp_path):
     assert (batch.centre_element.item(), batch.reach.item()) == (0, 0)
 
 
+def test_a_mask_whose_axes_are_swapped_is_refused_where_the_traction_tells(tmp_path):
+    declare(tmp_path)
+    traction, mask = np.zeros((2, 16, 16)), np.zeros((16, 16), bool)
+    traction[0, 2:6, 3:13] = np.random.default_rng(0).normal(0, 300, (4, 10))
+    mask[1:7, 2:14] = True
+    substrate = {"pixel_size_um": 1.0, "youngs_modulus_pa": MODULUS_PA, "poisson_ratio": RATIO}
+    u = displacement_from_traction(torch.from_numpy(traction), **substrate).numpy()
+    arrays = {"displacement_px": u, "traction_pa": traction}
+    predicted_on(archived(tmp_path / "right.npz", **arrays, cell_mask=mask))
+    swapped = archived(tmp_path / "swapped.npz", **arrays, cell_mask=mask.T)
+    with pytest.raises(
+        ValueError, match=r"\d+% of the traction lies outside .* when the axes of cell_mask are swapped"
+    ):
+        predicted_on(swapped)
+
+
 def test_fields_of_several_sizes_or_large_ones_come_one_by_one(tmp_path, monkeypatch):
     folder = declare(tmp_path / "own")
     files = [archived(folder / f"{n}.npz", displacement_px=field(seed=n)) for n in range(3)]
