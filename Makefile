@@ -42,7 +42,7 @@ compare: setup ## table and HTML report of all runs of EXP
 test: setup ## run all tests
 	$(PYTEST) $(ARGS)
 
-smoke: setup ## the fast tests: less than two minutes
+smoke: setup ## the fast tests: two to three minutes on two cores
 	$(PYTEST) -m 'not slow' $(ARGS)
 
 check: setup ## lint, format and types

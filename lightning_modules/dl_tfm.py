@@ -325,7 +325,7 @@ class SparseTractionCytometry(LightningModule):
     """Group-sparse reconstruction with the exact operator as a module without training.
 
     Args:
-        iterations: of the solver.
+        iterations: largest number of steps of the solver.
         noise_px: magnitude of the noise vector, as for `TractionData`, where it is correlated; null measures it.
         cutoff_percentile, frame_border_px: as for `TractionRegression`.
         centre_element, reach, poisson_ratio, gel_thickness_um, transfer_function: as above; the solver uses them.

@@ -12,8 +12,8 @@ Solver: ADMM with two splits on the zero-padded torus, so that the quadratic ste
 which is sparse and zero outside it; over-relaxed (Eckstein & Bertsekas 1992). It starts from a few steps of conjugate
 gradients on G f = u, preconditioned by the inverse of G on the torus, and of them from the one where the sum above is
 least: without noise the last, which is the answer; with noise and a window that leaves little of short waves an early
-one, since later ones explain the noise by tractions beyond measure. Such windows take some hundred steps of ADMM, none
-about 40.
+one, since later ones explain the noise by tractions beyond measure. Such windows take many more steps of ADMM than
+none.
 
 lambda, where not given, is STRENGTH s |g|: s the standard deviation of the noise per component, |g| the norm of G's
 columns. It is linear in s as the universal threshold s |g| sqrt(2 log n) (Donoho & Johnstone 1994) is, but smaller,
@@ -238,19 +238,12 @@ def _solve(
         sparse_dual = free - sparse
         if taken == iterations or (taken >= LEAST_STEPS and taken % STEPS_BETWEEN_TESTS == 0):
             # a field keeps what it had when it was finished, so that its answer does not depend on its batch
-            answer = torch.where(finished, answer, z)
-            finished = finished | _finished(before, sparse, f, tolerance)
-            if bool(finished.all()):
+            answer = torch.where(finished, answer, z) if tolerance else z
+            change = (sparse - before).detach()
+            finished = finished | (_dot(change, change) <= tolerance**2 * _dot(z, z).detach())
+            if tolerance and bool(finished.all()):
                 break
     return answer
-
-
-@torch.no_grad()
-def _finished(before: Tensor, sparse: Tensor, spectrum: Tensor, tolerance: float) -> Tensor:
-    """Whether a step changed the traction by no more than this share, (n, 1, 1, 1); 0 may still become more."""
-    change = sparse - before
-    grown = (_dot(sparse, sparse) > 0) | ~spectrum.any(-1).any(-1).any(-1)[..., None, None, None]
-    return grown & (_dot(change, change) <= tolerance**2 * _dot(sparse, sparse)) & (tolerance > 0)
 
 
 def _start(u: Tensor, lam: Tensor, operator: Tensor, norm: Tensor, drifts: bool) -> tuple[Tensor, Tensor]:

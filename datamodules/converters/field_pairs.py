@@ -55,11 +55,12 @@ def explained_displacement(
     """
     height, width = traction_pa.shape[1:]
     published = "published" if height == width and height % 2 == 0 else "full"
-    options = {"centre_element": "published", "reach": published}
-    if exact:
-        options = {"centre_element": "exact", "reach": "full"}
     if periodic:
         options = {"boundary": "periodic"}
+    elif exact:
+        options = {"centre_element": "exact", "reach": "full"}
+    else:
+        options = {"centre_element": "published", "reach": published}
     return displacement_from_traction(
         torch.from_numpy(np.ascontiguousarray(traction_pa)),
         pixel_size_um=1.0,

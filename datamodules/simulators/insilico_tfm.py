@@ -14,7 +14,7 @@ conditional distribution of every pixel is known, and with it what the best poss
 
 The picture has uneven light, bleaching, texture, specks of debris and camera noise that the rule knows nothing of.
 Shape, place and adhesions change smoothly from frame to frame; z is drawn anew in every frame. All numbers are ours but
-for the pixel size; a frame of 384 px takes 20 to 30 ms of one core.
+for the pixel size.
 """
 
 from __future__ import annotations

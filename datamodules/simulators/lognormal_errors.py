@@ -6,8 +6,8 @@ the error of a prediction p >= 1 above a threshold c >= 1 is, for q = max(p, c),
 
     E[|X - p|; X >= c] = A(q) - p P(q) + p (P(c) - P(q)) - (A(c) - A(q)),
 
-and below c = 1 the clipped pixels add (p - 1) (1 - P(1)). It is least at X's median
-above c, where P(p) = P(c) / 2.
+and below c = 1 the clipped pixels add (p - 1) (1 - P(1)). The error above c is least at X's
+median there, where P(p) = P(c) / 2.
 """
 
 from __future__ import annotations

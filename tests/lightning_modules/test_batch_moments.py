@@ -16,8 +16,8 @@ def test_a_crop_of_which_the_halvings_leave_one_value_is_refused_in_advance():
     ):
         with pytest.raises(RequestError, match=refused):
             compose("insilico_tfm_small", overrides=["module.blocks=5", *words])
-    for words in (["data.crop_px=64", "data.batch_size=1"], ["data.crop_px=32"]):
-        compose("insilico_tfm_small", overrides=["module.blocks=5", *words])
+    for words, side in ((["data.crop_px=64", "data.batch_size=1"], 64), (["data.crop_px=32"], 32)):
+        assert compose("insilico_tfm_small", overrides=["module.blocks=5", *words])["data"]["crop_px"] == side
 
 
 def test_moments_over_several_devices_are_refused_in_advance():

@@ -68,8 +68,7 @@ def test_noise_behind_a_window_that_hides_short_waves_is_not_explained_by_tracti
     assert error(found, longer) < 0.2
 
 
-def test_a_field_is_not_finished_before_it_pulls():
-    """From a start without traction the duals grow for many steps before the first pixel pulls."""
+def test_noise_under_a_given_sparsity_is_solved_to_the_optimum():
     u = with_noise(displacement_from_traction(adhesions(24, 24), **GEL), 0.3)
     options = {"sparsity": 2e-5, "drift": "none"}
     found, longer = (
