@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mechanolab import runs
-from mechanolab.callbacks.predictions import PredictionWriter
+from mechanolab.callbacks.predictions import PredictionWriter, predicted_inputs
 from mechanolab.checkpoints import checkpoint_file, load_weights
 from mechanolab.config import RequestError, RunFailedError, flatten, last_line, override
 from mechanolab.launch import Parts, construct, make_trainer, set_up
@@ -58,7 +59,8 @@ def predict(
     Returns:
         The folder that holds the predictions, in the run's folder or, where no run is named, the experiment's:
         `predictions/<split>`, `predictions/<dataset>-<split>` for a data set that is not `own_dataset`, which the run
-        was made with, or `predictions/input-<name>`.
+        was made with, or `predictions/input-<name>`, with a number behind it where files of that name from another
+        place were predicted before.
 
     Raises:
         RequestError: no such run, checkpoint, split or file.
@@ -81,7 +83,10 @@ def predict(
         name = f"input-{first.name if first.is_dir() else first.stem}"
     folder = runs.runs_root() / experiment if run_id is None else runs.run_folder(experiment, run_id)
     out = folder / runs.PREDICTIONS / name
-    writer = PredictionWriter(out, config)
+    sources = [str(path.resolve()) for path in inputs]
+    if inputs:
+        out = _folder_of_inputs(out, sources)
+    writer = PredictionWriter(out, config, sources)
     trainer, _ = make_trainer(parts, None, extra=[writer])
     try:
         trainer.predict(parts.module, datamodule=parts.data, return_predictions=False)
@@ -110,6 +115,15 @@ def weights_file(parts: Parts, experiment: str, run_id: str | None, checkpoint: 
     folder = runs.run_folder(experiment, run_id)
     tested_run = runs.read_status(folder).get("tested_run")
     return checkpoint_file(folder if tested_run is None else runs.run_folder(experiment, tested_run), checkpoint)
+
+
+def _folder_of_inputs(folder: Path, sources: list[str]) -> Path:
+    """The first of `folder`, `folder-2`, ... that is free or holds predictions of the same files and folders."""
+    for number in itertools.count(1):
+        candidate = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        if not candidate.exists() or predicted_inputs(candidate) == sources:
+            return candidate
+    raise AssertionError
 
 
 def _made_with(folder: Path, config: Mapping[str, Any]) -> bool:

@@ -7,6 +7,7 @@ A folder holds all of it or is left as it was.
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,6 +25,7 @@ from mechanolab.runs import write_config, write_json
 
 TABLE_NAME = "predictions.csv"
 SUMMARY_NAME = "summary.json"
+INPUTS_NAME = "inputs.json"
 
 
 class _Row(NamedTuple):
@@ -46,11 +48,12 @@ class PredictionWriter(BasePredictionWriter):
     Args:
         folder: where the files go; an earlier prediction there is replaced once this one is complete.
         config: what was predicted with, kept beside the predictions as config.yaml.
+        inputs: the user's files and folders that are predicted on, kept as inputs.json; none for a stored split.
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, config: Mapping[str, Any], inputs: Sequence[str] = ()) -> None:
         super().__init__(write_interval="batch")
-        self.folder, self.config = folder, config
+        self.folder, self.config, self.inputs = folder, config, list(inputs)
         self._held = ExitStack()
         self._output: PredictionFolder | None = None
         self._stage: FieldStage | None = None
@@ -149,9 +152,19 @@ class PredictionWriter(BasePredictionWriter):
         if summarize is not None:
             write_json(folder / SUMMARY_NAME, summarize([row.numbers for row in rows]))
         write_config(folder, self.config)
+        if self.inputs:
+            write_json(folder / INPUTS_NAME, {"inputs": self.inputs})
         if self._shown.batches:
             with torch.inference_mode():
                 write_figures(folder, cast(Any, module).figures(self._shown.joined()))
+
+
+def predicted_inputs(folder: Path) -> list[str] | None:
+    """The files and folders that the predictions in a folder are of; None where that is not recorded."""
+    try:
+        return list(json.loads((folder / INPUTS_NAME).read_text(encoding="utf-8"))["inputs"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 _PARTS = ("numbers", "fields", "tables")

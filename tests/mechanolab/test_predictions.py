@@ -83,6 +83,24 @@ def test_own_fields_are_read_by_the_suffixes_of_the_data_class(
     assert "youngs_modulus_pa must be positive" in refused([*words, "data.youngs_modulus_pa=-1.0"], capsys)
 
 
+@pytest.mark.slow
+def test_files_of_one_name_from_two_places_keep_predictions_of_their_own(toy: ModuleType, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "toy" / "predictions"
+    words = ["predict", "toy", "--pixel-size-um", "1", "data.youngs_modulus_pa=1.0", "--input"]
+    for day, value in (("monday", 1.0), ("tuesday", 2.0)):
+        (tmp_path / day / "cells").mkdir(parents=True)
+        np.save(tmp_path / day / "cells" / "a.npy", np.full((2, 3, 4), value))
+        assert main([*words, str(tmp_path / day / "cells")]) == 0
+
+    def predicted() -> dict[str, float]:
+        return {path.name: float(table(path)[0]["strength_pa"]) for path in folder.iterdir()}
+
+    assert predicted() == {"input-cells": 2.0, "input-cells-2": 4.0}
+    np.save(tmp_path / "tuesday" / "cells" / "a.npy", np.full((2, 3, 4), 3.0))
+    assert main([*words, str(tmp_path / "tuesday" / "cells")]) == 0
+    assert predicted() == {"input-cells": 2.0, "input-cells-2": 6.0}
+
+
 def test_fields_of_several_sizes_have_a_dataset_per_sample(
     toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
