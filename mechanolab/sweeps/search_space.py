@@ -1,9 +1,9 @@
 """A sweep's parameters as Optuna distributions, and the points that each search method proposes.
 
 grid: every combination, in the order of the file (the last parameter varies fastest), so that a table's rows come out
-in the table's order. random: uniform draws. bayes: Optuna's Gaussian process, which on a four-dimensional test problem
-with a logarithmic and a categorical axis came nearer to the optimum in 40 trials than TPE (median distance of best
-values 0.00 against 0.27) or W&B's own search (0.41), knows categories, and takes running trials into account.
+in the table's order. random: uniform draws, none twice. bayes: Optuna's Gaussian process, which on a four-dimensional
+test problem with a logarithmic and a categorical axis came nearer to the optimum in 40 trials than TPE (median distance
+of best values 0.00 against 0.27) or W&B's own search (0.41), knows categories, and takes running trials into account.
 
 Every proposal has a generator of its own, seeded by (seed, index of the trial): a search that was stopped and started
 again proposes what the uninterrupted one would have proposed from the same results.
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 STARTUP_TRIALS = 10
 """Random trials before the Gaussian process has something to fit (Optuna's default)."""
+REDRAWS = 200
 
 
 def search_space(parameters: Sequence[Parameter]) -> dict[str, optuna.distributions.BaseDistribution]:
@@ -131,11 +132,34 @@ def encode(parameters: Sequence[Parameter], values: Mapping[str, Any]) -> dict[s
     return drawn
 
 
-def sampler(method: str, *, seed: int, index: int) -> optuna.samplers.BaseSampler:
-    """The sampler that proposes trial `index` of a search."""
+def bayes_sampler(*, seed: int, index: int) -> optuna.samplers.BaseSampler:
+    """The sampler that proposes trial `index` of a Bayesian search."""
     import optuna
 
-    own_seed = int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
-    if method == "bayes":
-        return optuna.samplers.GPSampler(seed=own_seed, n_startup_trials=STARTUP_TRIALS)
-    return optuna.samplers.RandomSampler(seed=own_seed)
+    return optuna.samplers.GPSampler(seed=_own_seed(seed, index), n_startup_trials=STARTUP_TRIALS)
+
+
+def random_point(
+    parameters: Sequence[Parameter], *, seed: int, index: int, known: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What trial `index` of a random search draws: as many times anew as it takes to find values that are not `known`.
+
+    The same values again, with the same seed, would be the same training again. Where a great many draws bring up
+    nothing new, all there is has been drawn, and the search goes round again.
+    """
+    import optuna
+
+    space = search_space(parameters)
+    first: dict[str, Any] = {}
+    for attempt in range(REDRAWS):
+        repeat = [attempt] if attempt else []
+        chance = optuna.samplers.RandomSampler(seed=_own_seed(seed, index, *repeat))
+        drawn = dict(optuna.create_study(sampler=chance).ask(space).params)
+        if decode(parameters, drawn) not in known:
+            return drawn
+        first = first or drawn
+    return first
+
+
+def _own_seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -22,7 +22,15 @@ from typing import TYPE_CHECKING, Any
 
 from mechanolab.config import RequestError, runs_root
 from mechanolab.runs import write_json
-from mechanolab.sweeps.search_space import STARTUP_TRIALS, decode, encode, grid, sampler, search_space
+from mechanolab.sweeps.search_space import (
+    STARTUP_TRIALS,
+    bayes_sampler,
+    decode,
+    encode,
+    grid,
+    random_point,
+    search_space,
+)
 from mechanolab.sweeps.sweep_file import Sweep
 
 if TYPE_CHECKING:
@@ -236,10 +244,15 @@ class Study:
             index = 1 + max((t.user_attrs["index"] for t in trials if self._drawn(t)), default=-1)
             if index >= self.planned:
                 return None
+            seed = self.sweep.base["seed"]
             if self.points is not None:
                 self._enqueue(self.points[index], index)
+            elif self.sweep.method == "random":
+                known = [self._trial(frozen).values for frozen in trials if self._drawn(frozen)]
+                point = random_point(self.sweep.parameters, seed=seed, index=index, known=known)
+                self._study.enqueue_trial(point, user_attrs={"index": index})
             else:
-                self._study.sampler = sampler(self.sweep.method, seed=self.sweep.base["seed"], index=index)
+                self._study.sampler = bayes_sampler(seed=seed, index=index)
                 drawn = self._study.ask(self.space)
                 drawn.set_user_attr("index", index)
                 return self._trial(drawn)
