@@ -57,8 +57,8 @@ def traction_from_displacement(
         poisson_ratio: Poisson's ratio nu in (0, 0.5].
         regularization: lambda in (um/Pa)^2, one number or a tensor that broadcasts over the leading dimensions. A
             lambda in (px/Pa)^2, as papers on pixel displacements give it, is multiplied by pixel_size_um^2.
-        mean_force: "zero": the mean displacement is drift; it is subtracted and the mean traction is 0.
-            "finite_domain": it is kept, and explained by a uniform traction on a square of the field's size at whose
+        mean_force: "zero": the mean displacement is drift; it is subtracted, and the traction's mean over the padded
+            field is 0. "finite_domain": it is explained by a uniform traction on a square of the field's area at whose
             centre it is measured, f(0) = u(0) / g0 without regularisation (half space: g0 = 2 a L (2 - nu) asinh 1
             with a = (1 + nu) / (pi E) and the side L).
         thickness_um: thickness of a gel bonded to rigid glass, in um; None for a half space.
@@ -84,17 +84,23 @@ def traction_from_displacement(
     substrate = (pixel_size_um, youngs_modulus_pa, poisson_ratio, thickness_um)
     if not isinstance(regularization, Tensor) and transfer_function is None:
         _check_not_negative("regularization", regularization)
-        inverse = _inverse_tensor(side, substrate, regularization, mean_force, *where)
+        inverse = _inverse_tensor(side, substrate, regularization, *where)
     else:
         strength = _over_leading("regularization", regularization, displacement_um)
-        longitudinal, transverse, at_zero = _eigenvalues(side, substrate, *where)
+        longitudinal, transverse = _eigenvalues(side, substrate, *where)
         if transfer_function is not None:
             seen = transfer_spectrum(transfer_function, side, side, torch.float64, displacement_um.device)
             seen = torch.where(seen.abs() > UNSEEN, seen, 0.0).to(displacement_um)
-            longitudinal, transverse, at_zero = longitudinal * seen, transverse * seen, at_zero * seen[0, 0]
-        inverse = _compose(longitudinal, transverse, at_zero, strength, mean_force).unsqueeze(-1)
-    centred = displacement_um - mean if mean_force == "zero" else displacement_um
-    return convolve(centred, inverse, side, side)
+            longitudinal, transverse = longitudinal * seen, transverse * seen
+        inverse = _compose(longitudinal, transverse, strength).unsqueeze(-1)
+    traction_pa = convolve(displacement_um - mean, inverse, side, side)
+    if mean_force == "zero":
+        return traction_pa
+    uniform = mean / _response_to_uniform(math.sqrt(height * width) * pixel_size_um, substrate)
+    if transfer_function is not None:
+        share = transfer_function.sum().to(mean)
+        uniform = torch.where(share.abs() > UNSEEN, uniform / share, 0.0)
+    return traction_pa + uniform
 
 
 @torch.no_grad()
@@ -257,7 +263,6 @@ def _inverse_tensor(
     side: int,
     substrate: tuple[float, float, float, float | None],
     regularization: float,
-    mean_force: str,
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
@@ -265,36 +270,35 @@ def _inverse_tensor(
     with torch.inference_mode(False):  # a cached inference tensor could not be used in a later backward pass
         strength = torch.tensor(regularization, dtype=torch.float64, device="cpu")
         eigenvalues = _eigenvalues(side, substrate, torch.float64, torch.device("cpu"))
-        return for_convolution(_compose(*eigenvalues, strength, mean_force)).to(device=device, dtype=dtype)
+        return for_convolution(_compose(*eigenvalues, strength)).to(device=device, dtype=dtype)
 
 
 @lru_cache(maxsize=8)
 def _eigenvalues(
     side: int, substrate: tuple[float, float, float, float | None], dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(g_L, g_T, g0) in um/Pa: twice (y, kx), stored with y fastest and 0 at k = 0, and one number."""
+) -> tuple[Tensor, Tensor]:
+    """(g_L, g_T) in um/Pa: (y, kx) each, stored with y fastest and 0 at k = 0."""
     pixel_size_um, youngs_modulus_pa, poisson_ratio, thickness_um = substrate
     with torch.inference_mode(False):
         k = torch.hypot(*wave_vectors(side, side, pixel_size_um))
         pair = torch.stack(green_eigenvalues(k, youngs_modulus_pa, poisson_ratio, thickness_um))
         pair[:, 0, 0] = 0.0
         longitudinal, transverse = pair.mT.contiguous().mT.to(device=device, dtype=dtype)
-        frame_um = side * pixel_size_um
-        response = centre_response(poisson_ratio, None if thickness_um is None else thickness_um / frame_um)
-        at_zero = torch.tensor(frame_um / youngs_modulus_pa * response, dtype=dtype, device=device)
-        return longitudinal, transverse, at_zero
+        return longitudinal, transverse
 
 
-def _compose(longitudinal: Tensor, transverse: Tensor, at_zero: Tensor, strength: Tensor, mean_force: str) -> Tensor:
+def _response_to_uniform(frame_um: float, substrate: tuple[float, float, float, float | None]) -> float:
+    """g0 in um/Pa: what a uniform traction on a square does at its centre."""
+    _, youngs_modulus_pa, poisson_ratio, thickness_um = substrate
+    layer = None if thickness_um is None else thickness_um / frame_um
+    return frame_um / youngs_modulus_pa * float(centre_response(poisson_ratio, layer))
+
+
+def _compose(longitudinal: Tensor, transverse: Tensor, strength: Tensor) -> Tensor:
     """Inverse tensor (..., 3, y, kx) from the eigenvalues under `strength` (...)."""
     strength = strength[..., None, None]
     side = longitudinal.shape[-2]
-    inverse = tensor_from_eigenvalues(_damped(longitudinal, strength), _damped(transverse, strength), side, side)
-    if mean_force == "zero":
-        return inverse
-    uniform = torch.zeros_like(inverse)
-    uniform[..., ::2, 0, 0] = 1.0
-    return inverse + uniform / at_zero
+    return tensor_from_eigenvalues(_damped(longitudinal, strength), _damped(transverse, strength), side, side)
 
 
 def _damped(g: Tensor, strength: Tensor) -> Tensor:

@@ -159,6 +159,22 @@ def test_a_uniform_displacement_on_a_finite_domain(thickness_um):
     assert relative(batch[1], 2 * traction) < 1e-10  # not regularised
 
 
+@pytest.mark.parametrize("size", [(10, 10), (11, 11), (8, 16), (16, 33)])
+@pytest.mark.parametrize("kernel", [None, [0.2, 0.9, 0.2]])
+def test_a_finite_domain_of_any_shape_adds_what_the_mean_needs(size, kernel):
+    """A field's mean changes nothing else, and is explained as on a square of the same area."""
+    u = random_field(6, 2, *size)
+    u = u - u.mean((-2, -1), keepdim=True)
+    shift = torch.tensor([2.0, -1.0], dtype=torch.float64)[:, None, None]
+    options = {**SUBSTRATE, "mean_force": "finite_domain"}
+    blur = {} if kernel is None else {"transfer_function": torch.tensor(kernel, dtype=torch.float64)}
+    added = traction_from_displacement(u + shift, **options, **blur) - traction_from_displacement(u, **options, **blur)
+    side = math.sqrt(size[0] * size[1]) * SUBSTRATE["pixel_size_um"]
+    a = (1 + NU) / (math.pi * SUBSTRATE["youngs_modulus_pa"])
+    g0 = 2 * a * side * (2 - NU) * math.asinh(1)
+    assert relative(added, (shift / g0 / (1 if kernel is None else 1.3)).expand_as(added)) < 1e-9
+
+
 @REPEATABLE
 @given(st.integers(0, 2**31), st.integers(1, 3), st.sampled_from("xy"), st.sampled_from([0.0, 1e-9]))
 def test_turning_and_mirroring(seed, quarters, axis, regularization):
