@@ -324,7 +324,8 @@ class _Fields(Dataset[Sample]):
         # Lightning counts the epochs of validation, too, while it fits
         draw = {"seed": self.seed, "epoch": epoch if self.fresh else 0, "index": index}
         if self.symmetries:
-            symmetry = GridSymmetry.draw(**draw)
+            height, width = fields["cell_mask"].shape
+            symmetry = GridSymmetry.draw(square=height == width, **draw)
             for name in ("displacement_px", "traction_pa"):
                 fields[name] = symmetry.move_vectors(fields[name])
             fields["cell_mask"] = symmetry.move_pixels(fields["cell_mask"])

@@ -20,10 +20,10 @@ class GridSymmetry(NamedTuple):
     mirrored_y: bool
 
     @classmethod
-    def draw(cls, *, seed: int, epoch: int, index: int) -> GridSymmetry:
-        """One of the eight, the same for equal arguments."""
+    def draw(cls, *, square: bool = True, seed: int, epoch: int, index: int) -> GridSymmetry:
+        """One of the eight, the same for equal arguments; of the four mirrors where the grid is not square."""
         code = int(np.random.default_rng([seed, epoch, index, 8]).integers(8))
-        return cls(bool(code & 1), bool(code & 2), bool(code & 4))
+        return cls(square and bool(code & 1), bool(code & 2), bool(code & 4))
 
     def move_vectors(self, field: NDArray[np.floating]) -> NDArray[np.floating]:
         """Move a vector field (..., 2, y, x); a field that is not square changes its shape when transposed."""

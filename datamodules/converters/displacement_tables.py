@@ -24,6 +24,8 @@ _NAME = re.compile(
 )
 _OFF_GRID = 0.2
 """Share of the spacing by which a vector may miss its place: programs round positions to whole pixels."""
+_ROUNDING = 1e-3
+"""Share of the largest gap below which two positions are one and the same."""
 _UNEQUAL = 0.01
 """Share by which the spacings along x and y may differ, beside the rounding of positions to whole pixels."""
 _USUAL = 0.3
@@ -126,10 +128,10 @@ def _vector(path: Path, line: int, cells: list[str], columns: list[int]) -> list
         except ValueError:
             value = float("nan")
         if not np.isfinite(value):
-            raise ValueError(
-                f"{path}, line {line}: {name} is {text!r}, no finite number: interpolate the vectors that could not be "
-                "measured and export the table again"
-            )
+            mend = "interpolate the vectors that could not be measured and export the table again"
+            if re.fullmatch(r"[+-]?\d+,\d+", text):
+                mend = "write numbers with a point, not with a comma"
+            raise ValueError(f"{path}, line {line}: {name} is {text!r}, no finite number: {mend}")
         values.append(value)
     return values
 
@@ -137,7 +139,7 @@ def _vector(path: Path, line: int, cells: list[str], columns: list[int]) -> list
 def _spacing(path: Path, x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
     steps = []
     for name, values in (("x", x), ("y", y)):
-        gaps = np.diff(np.unique(values))
+        gaps = np.diff(_levels(values))
         if not gaps.size:
             raise ValueError(f"{path} holds a single {name}: a field needs several rows and columns of vectors")
         # missing columns and vectors off the grid make other gaps, which are judged later
@@ -151,6 +153,16 @@ def _spacing(path: Path, x: NDArray[np.float64], y: NDArray[np.float64]) -> floa
             "squares"
         )
     return max(steps)[1]
+
+
+def _levels(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The values, those that rounding alone tells apart taken as one."""
+    found = np.unique(values)
+    gaps = np.diff(found)
+    if not gaps.size:
+        return found
+    starts = np.flatnonzero(np.concatenate(([True], gaps > _ROUNDING * gaps.max())))
+    return np.add.reduceat(found, starts) / np.diff(np.append(starts, len(found)))
 
 
 def _place(path: Path, name: str, values: NDArray[np.float64], spacing: float, lines: list[int]) -> NDArray[np.intp]:

@@ -9,8 +9,8 @@ The folder is recognised by what it holds; `conditions.json` in it says what the
   (conditions.json: traction_modulus_pa). The authors' y axis points up: turned by transpose(2, 1, 0) the rows of a
   field run from the bottom of their picture to its top, and its y components upwards with them.
 - components: what pyTFM saves, `<frame>u.npy`, `v`, `tx`, `ty` (y, x) each, or .npz files with u, v, tx, ty:
-  displacement in camera pixels, traction in Pa, y down the rows.
-- tables: vectors of particle image velocimetry, see `displacement_tables`.
+  displacement in camera pixels, traction in Pa, y down the rows; a mask of the cell as `<frame>mask.npy` or cell_mask.
+- tables: vectors of particle image velocimetry, see `displacement_tables`; a mask of the cell as `<table>_mask.npy`.
 
 An archive holds tractions for all its fields or for none: `fields` says which, `splits` how they can be shared out. A
 pair whose fields do not belong together is refused (`field_pairs`), an outline whose axes are swapped too.

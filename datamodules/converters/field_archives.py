@@ -7,13 +7,22 @@ and `tables`; what is in them, and what a group is, says `datamodules.converters
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
 from datamodules.converters import displacement_tables
 from datamodules.converters.stored_arrays import SUFFIXES, array_names
 
-COMPONENT = re.compile(r"(?:(?P<frame>.*[\d_-]))?(?P<name>tx|ty|u|v)", re.IGNORECASE)
+COMPONENT = re.compile(r"(?:(?P<frame>.*[\d_-]))?(?P<name>tx|ty|u|v|mask)", re.IGNORECASE)
+MASK = "cell_mask"
+BESIDE = {
+    "dspl": ("dspl", "trac", "brdx", "brdy"),
+    "u": ("u", "v", "tx", "ty", MASK),
+    "displacement_px": ("displacement_px", "traction_pa", MASK),
+    "displacement_um": ("displacement_um", "traction_pa", MASK),
+}
+"""A displacement, and the arrays that are read from a file beside it."""
 _CELL = re.compile(r".*?\d+")
 
 
@@ -51,7 +60,7 @@ def find_entries(source: Path) -> tuple[str, list[Entry]]:
     if arrays or components:
         return ("arrays", arrays) if arrays else ("components", components)
     tables = [
-        Entry(f"{folder.resolve().name}_{path.stem}", folder.resolve().name, {"table": path})
+        Entry(f"{folder.resolve().name}_{path.stem}", folder.resolve().name, table_files(path))
         for folder in folders
         for path in _files(folder)
         if path.suffix.lower() in displacement_tables.SUFFIXES
@@ -86,18 +95,31 @@ def regrouped(entries: list[Entry], files_per_cell: int) -> list[Entry]:
     return regrouped
 
 
+def refuse_unread(path: Path, held: Collection[str], displacement: str) -> None:
+    """Raise ValueError where a file holds a traction, outline or mask under a name that goes with another layout."""
+    known = {name for names in BESIDE.values() for name in names}
+    unread = sorted((known & set(held)) - {*BESIDE[displacement], "v"})
+    if unread:
+        read = ", ".join(name for name in BESIDE[displacement] if name not in ("u", "v", displacement))
+        raise ValueError(
+            f"{path} holds {', '.join(unread)}, but beside {displacement} only {read} are read: save it under such a "
+            "name and in that convention, or take it out"
+        )
+
+
 def in_order(entries: list[Entry]) -> list[Entry]:
     """Return the fields sorted: groups together, 10 after 9."""
     return sorted(entries, key=lambda entry: (_natural(entry.group), entry.group, _natural(entry.sample_id)))
 
 
 def component_files(folder: Path) -> dict[str, dict[str, Path]]:
-    """Return frame -> component (u, v, tx, ty) -> .npy file of a folder."""
+    """Return frame -> component (u, v, tx, ty, cell_mask) -> .npy file of a folder."""
     frames: dict[str, dict[str, Path]] = {}
     for path in _files(folder):
         match = COMPONENT.fullmatch(path.stem)
         if path.suffix.lower() == ".npy" and match:
-            frames.setdefault((match["frame"] or "").strip("_-"), {})[match["name"].lower()] = path
+            name = match["name"].lower()
+            frames.setdefault((match["frame"] or "").strip("_-"), {})[MASK if name == "mask" else name] = path
     return frames
 
 
@@ -108,6 +130,19 @@ def require_partners(components: dict[str, Path]) -> None:
     if missing:
         first = next(iter(components.values()))
         raise ValueError(f"{first} lacks its partner {missing[0]}: add it or take the file out")
+
+
+def table_files(table: Path) -> dict[str, Path]:
+    """A table of vectors and, where there is one, the mask of its cell, `<table>_mask.npy`."""
+    mask = table.with_name(f"{table.stem}_mask.npy")
+    return {"table": table} | ({MASK: mask} if mask.is_file() else {})
+
+
+def table_of_mask(mask: Path) -> Path | None:
+    """The table that a mask belongs to; None where it belongs to none."""
+    stem = mask.stem.removesuffix("_mask")
+    tables = [mask.with_name(stem + suffix) for suffix in displacement_tables.SUFFIXES] if stem != mask.stem else []
+    return next((table for table in tables if table.is_file()), None)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -150,6 +185,7 @@ def _whole_files(source: Path) -> list[Entry]:
             continue
         if "dspl" not in names:
             raise ValueError(f"{path} holds {', '.join(sorted(names)) or 'nothing'} but no dspl: take it out or add it")
+        refuse_unread(path, names, "dspl")
         entries.append(Entry(stem, _cell_of(stem), dict.fromkeys([n for n in ("dspl", "trac") if n in names], path)))
     return entries
 
@@ -166,14 +202,20 @@ def _array_files(folder: Path) -> dict[str, Path]:
 
 
 def _components(folder: Path) -> list[Entry]:
-    frames: dict[str, dict[str, Path]] = component_files(folder)
+    found = component_files(folder)
+    frames = {frame: files for frame, files in found.items() if not _is_mask_of_table(files)}
     for path in _files(folder):
         if path.suffix.lower() == ".npz" and {"u", "v"} <= (names := array_names(path)):
-            frames[path.stem] = dict.fromkeys([name for name in ("u", "v", "tx", "ty") if name in names], path)
-    for found in frames.values():
-        require_partners(found)
+            refuse_unread(path, names, "u")
+            frames[path.stem] = dict.fromkeys([name for name in BESIDE["u"] if name in names], path)
+    for files in frames.values():
+        require_partners(files)
     name = folder.resolve().name
     return [Entry(f"{name}_{frame}" if frame else name, name, files) for frame, files in frames.items()]
+
+
+def _is_mask_of_table(files: dict[str, Path]) -> bool:
+    return set(files) == {MASK} and table_of_mask(files[MASK]) is not None
 
 
 def _cell_of(name: str) -> str:

@@ -8,7 +8,8 @@ elasticity cannot tell: the mirror image at the diagonal of both fields, and any
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -106,18 +107,21 @@ def check_pair(
         raise ValueError(
             f"{where}: the {zero} is zero everywhere but the {other} is not: they are no pair, replace one"
         )
-    measured = displacement_px - displacement_px.mean(axis=(1, 2), keepdims=True) if periodic else displacement_px
-    gel: dict[str, Any] = {"modulus_pa": modulus_pa, "poisson_ratio": poisson_ratio, "periodic": periodic}
-    gel["thickness_px"] = thickness_px
-    explained = explained_displacement(traction_pa, **gel)
-    declared = _residual(explained, measured)
-    if declared > CLEAN and not periodic:  # which operator made it is not written: the one that fits better
-        other_operator = explained_displacement(traction_pa, **gel, exact=True)
-        other_residual = _residual(other_operator, measured)
-        if other_residual < declared:
-            explained, declared, gel["exact"] = other_operator, other_residual, True
+    centred = displacement_px - displacement_px.mean(axis=(1, 2), keepdims=True)
+    gel: dict[str, Any] = {"modulus_pa": modulus_pa, "poisson_ratio": poisson_ratio, "thickness_px": thickness_px}
+    operators = [({**gel, "periodic": True}, centred)]
+    if not periodic:  # which operator made it is not written: the one that fits best
+        operators = [(gel, displacement_px), ({**gel, "exact": True}, displacement_px), *operators]
+    declared, explained, measured = 2.0, centred, centred
+    for operator, seen in operators:
+        candidate = explained_displacement(traction_pa, **operator)
+        residual = _residual(candidate, seen)
+        if residual < declared:
+            declared, explained, measured = residual, candidate, seen
+        if declared <= CLEAN:
+            break
     if declared > CLEAN:
-        _refuse_another_reading(where, measured, traction_pa, declared, gel)
+        _refuse_another_reading(where, operators, traction_pa, declared)
     if declared < EXPLAINED:
         stiffer = float((explained**2).sum() / (explained * measured).sum())
         latitude = 1.1 if declared < GOOD_FIT else 2.0
@@ -131,12 +135,12 @@ def check_pair(
 
 
 def _refuse_another_reading(
-    where: str, displacement_px: Field, traction_pa: Field, declared: float, gel: dict[str, Any]
+    where: str, operators: Sequence[tuple[dict[str, Any], Field]], traction_pa: Field, declared: float
 ) -> None:
     found = (declared, "", "", 1)
     square = traction_pa.shape[1] == traction_pa.shape[2]
-    for of_traction in _OF_TRACTION:
-        explained = explained_displacement(_READINGS[of_traction](traction_pa), **gel)
+    for of_traction, (operator, displacement_px) in itertools.product(_OF_TRACTION, operators):
+        explained = explained_displacement(_READINGS[of_traction](traction_pa), **operator)
         for of_displacement, read in _READINGS.items():
             if "axes" in of_displacement and not square:
                 continue
@@ -158,5 +162,6 @@ def _refuse_another_reading(
 
 def _residual(explained: Field, measured: Field) -> float:
     """|s G T - u| / |u| with the best scale s >= 0: apart from the modulus."""
-    cosine = float((explained * measured).sum() / np.sqrt((explained**2).sum() * (measured**2).sum()))
+    size = float(np.sqrt((explained**2).sum() * (measured**2).sum()))
+    cosine = float((explained * measured).sum()) / size if size > 0 else 0.0
     return float(np.sqrt(max(0.0, 1.0 - cosine**2))) if cosine > 0 else 1.0

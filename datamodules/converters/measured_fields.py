@@ -2,7 +2,8 @@
 
 Four layouts, told apart by names and never by sizes:
 
-- arrays, components and tables, as `datamodules.converters.dl_tfm` describes them;
+- arrays, components and tables, as `datamodules.converters.dl_tfm` describes them; components and tables may have a
+  mask (y, x) of the cell;
 - vectors: our own. A .npz file with `displacement_px` (pixels of the field) or `displacement_um`, and where they are
   known `traction_pa` and `cell_mask`, has the axes (2, y, x), (2, y, x) and (y, x), components (x, y); where
   conditions.json gives `axes`, it has those. A .npy file with one field says nothing: conditions.json must give `axes`
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.converters.displacement_tables import read_table
-from datamodules.converters.field_archives import Entry
+from datamodules.converters.field_archives import MASK, Entry
 from datamodules.converters.field_pairs import check_pair
 from datamodules.converters.gel_conditions import Conditions
 from datamodules.converters.stored_arrays import read_arrays, read_npy
@@ -188,17 +189,24 @@ def _check_outline_axes(entry: Entry, mask: NDArray[np.bool_], traction: NDArray
 
 def _read_grid(entry: Entry, conditions: Conditions) -> MeasuredField:
     grid = read_table(entry.files["table"])
-    said = conditions.pixel_size_um
+    said, mask = conditions.pixel_size_um, None
+    if MASK in entry.files:
+        mask = read_npy(entry.files[MASK]) != 0
+        if mask.shape != grid.displacement_px.shape[1:]:
+            raise ValueError(
+                f"{entry.files[MASK]} is {mask.shape}, the vectors of the table are {grid.displacement_px.shape[1:]} "
+                "(y, x): save a mask with a pixel for each vector"
+            )
     if conditions.image_pixel_size_um is None:
         assert said is not None
-        return MeasuredField(grid.displacement_px / grid.spacing_px, None, np.empty((0, 2)), said)
+        return MeasuredField(grid.displacement_px / grid.spacing_px, None, np.empty((0, 2)), said, mask)
     pixel_size = grid.spacing_px * conditions.image_pixel_size_um
     if said is not None and abs(said - pixel_size) > 0.01 * pixel_size:
         raise ValueError(
             f"{entry.where}: its vectors are {grid.spacing_px:g} camera pixels apart, {pixel_size:.4g} um, but "
             f"conditions.json says pixel_size_um {said:g}: remove that entry or correct image_pixel_size_um"
         )
-    return MeasuredField(grid.displacement_px / grid.spacing_px, None, np.empty((0, 2)), pixel_size)
+    return MeasuredField(grid.displacement_px / grid.spacing_px, None, np.empty((0, 2)), pixel_size, mask)
 
 
 def _read_stored(entry: Entry, conditions: Conditions) -> MeasuredField:
@@ -265,10 +273,9 @@ def _read_components(entry: Entry, conditions: Conditions) -> MeasuredField:
                 "(y, x), save one frame a file"
             )
     traction = np.stack([arrays["tx"], arrays["ty"]]) if "tx" in arrays else None
-    scale = conditions.image_pixel_size_um / conditions.pixel_size_um
-    return MeasuredField(
-        np.stack([arrays["u"], arrays["v"]]) * scale, traction, np.empty((0, 2)), conditions.pixel_size_um
-    )
+    mask = arrays[MASK] != 0 if MASK in arrays else None
+    displacement = np.stack([arrays["u"], arrays["v"]]) * (conditions.image_pixel_size_um / conditions.pixel_size_um)
+    return MeasuredField(displacement, traction, np.empty((0, 2)), conditions.pixel_size_um, mask)
 
 
 def _read_vectors(entry: Entry, conditions: Conditions) -> MeasuredField:

@@ -2,8 +2,10 @@
 
 What a file holds is told by its names (`measured_fields`): .mat or .npz with `dspl` (Wang & Lin's axes), with `u` and
 `v`, or with `displacement_px` or `displacement_um`; pairs `<frame>u.npy` and `<frame>v.npy`; a .npy file with one array
-whose axes and unit conditions.json declares; tables of particle image velocimetry. `conditions.json` beside the files
-gives the substrate and the scale (`gel_conditions`). Fields may differ in size. A stored traction is kept as the truth.
+whose axes and unit conditions.json declares; tables of particle image velocimetry. Masks of the cell stand in the .npz
+file as `cell_mask`, beside pairs as `<frame>mask.npy`, beside a table as `<table>_mask.npy`. `conditions.json` beside
+the files gives the substrate and the scale (`gel_conditions`). Fields may differ in size. A stored traction is kept as
+the truth.
 """
 
 from __future__ import annotations
@@ -13,14 +15,22 @@ from pathlib import Path
 
 from datamodules.batches import Sample
 from datamodules.converters import displacement_tables, stored_arrays
-from datamodules.converters.field_archives import COMPONENT, Entry, component_files, require_partners
+from datamodules.converters.field_archives import (
+    BESIDE,
+    COMPONENT,
+    Entry,
+    component_files,
+    refuse_unread,
+    require_partners,
+    table_files,
+    table_of_mask,
+)
 from datamodules.converters.gel_conditions import Conditions, read_conditions
 from datamodules.converters.measured_fields import NEEDED, UNITS, read_field, sample_values
 from datamodules.converters.own_files import check_request
 from datamodules.converters.stored_arrays import array_names
 
 SUFFIXES = (*stored_arrays.SUFFIXES, ".npy", *displacement_tables.SUFFIXES)
-_NAMES = {"arrays": ("dspl", "trac"), "components": ("u", "v", "tx", "ty")}
 _UNNAMED = "displacement"
 
 
@@ -57,8 +67,11 @@ def _entry(path: Path) -> tuple[str, Entry]:
         raise FileNotFoundError(f"there is no file {path}")
     suffix, name = path.suffix.lower(), path.name
     if suffix in displacement_tables.SUFFIXES:
-        return "tables", Entry(name, name, {"table": path})
+        return "tables", Entry(name, name, table_files(path))
     if suffix == ".npy":
+        table = table_of_mask(path)
+        if table is not None:
+            return _entry(table)
         match = COMPONENT.fullmatch(path.stem)
         if match is None:
             return "vectors", Entry(name, name, {_UNNAMED: path})
@@ -79,9 +92,12 @@ def _entry(path: Path) -> tuple[str, Entry]:
     if len(kinds) > 1:
         raise ValueError(f"{path} holds more than one displacement, {', '.join(sorted(held))}: leave one of them")
     (kind,) = kinds
-    layout = "vectors" if kind in UNITS else kind
-    arrays = [array for array in _NAMES.get(kind, (kind,)) if array in held]
-    return layout, Entry(name, name, dict.fromkeys(arrays, path))
+    first = {"arrays": "dspl", "components": "u"}.get(kind, kind)
+    refuse_unread(path, held, first)
+    if kind in UNITS:
+        return "vectors", Entry(name, name, {kind: path})
+    arrays = [array for array in BESIDE[first] if array in held and array not in ("brdx", "brdy")]
+    return kind, Entry(name, name, dict.fromkeys(arrays, path))
 
 
 def _sample(layout: str, entry: Entry, pixel_size_um: float | None) -> Sample:

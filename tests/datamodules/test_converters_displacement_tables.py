@@ -150,3 +150,18 @@ def test_a_row_that_is_cut_off_is_named(tmp_path):
     path.write_text(path.read_text()[:-12])
     with pytest.raises(ValueError, match=r"a\.csv, line 25: (u|v) is "):
         read_table(path)
+
+
+@pytest.mark.parametrize("spacing", [7.0, 0.1])
+def test_positions_that_differ_by_rounding_are_one_column(tmp_path, spacing):
+    chance = np.random.default_rng(1)
+    vectors = [(x + 1e-5 * spacing * chance.normal(), y, u, v) for x, y, u, v in rows(spacing=spacing)]
+    grid = read_table(write(tmp_path / "a.csv", "x,y,u,v", vectors))
+    assert grid.spacing_px == pytest.approx(spacing, rel=1e-4)
+    assert grid.displacement_px == pytest.approx(FIELD)
+
+
+def test_decimal_commas_are_told_from_missing_vectors(tmp_path):
+    (tmp_path / "a.csv").write_text("x;y;u;v\n0;0;0,1;0,2\n8;0;0,1;0,2\n")
+    with pytest.raises(ValueError, match=r"line 2: u is '0,1', no finite number: write numbers with a point"):
+        read_table(tmp_path / "a.csv")

@@ -224,6 +224,27 @@ def test_components_saved_by_traction_software(tmp_path, kind):
     assert [s.group for s in dl_tfm.convert(say(tmp_path, **PYTFM, files_per_cell=1))] == [s.sample_id for s in samples]
 
 
+@pytest.mark.parametrize("kind", ["npy", "npz", "csv"])
+def test_a_mask_beside_components_and_tables_is_the_cells(tmp_path, kind):
+    stored = cytometry()
+    mask = np.zeros(stored["u"].shape, bool)
+    mask[2:5, 1:7] = True
+    conditions = PYTFM
+    if kind == "npz":
+        np.savez(tmp_path / "01.npz", **stored, cell_mask=mask)
+    elif kind == "npy":
+        for name, array in (stored | {"mask": mask}).items():
+            np.save(tmp_path / f"01{name}.npy", array)
+    else:
+        u, v = stored["u"], stored["v"]
+        rows = [f"{7 * x},{7 * y},{u[y, x]},{v[y, x]}" for y, x in np.ndindex(mask.shape)]
+        (tmp_path / "day1.csv").write_text("\n".join(["x,y,u,v", *rows]))
+        np.save(tmp_path / "day1_mask.npy", mask)
+        conditions = {"pixel_size_um": None, "image_pixel_size_um": 0.275}
+    (sample,) = dl_tfm.convert(say(tmp_path, **conditions))
+    np.testing.assert_array_equal(sample.fields["cell_mask"][0], mask)
+
+
 def test_components_whose_y_axes_differ_are_refused(tmp_path):
     for name, array in cytometry().items():
         np.save(tmp_path / f"{name}.npy", -array if name == "ty" else array)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from datamodules.converters import dl_tfm
 from datamodules.converters.field_pairs import check_pair
 from physics.half_space import displacement_from_traction
+from physics.traction_cytometry import traction_from_displacement
 
 SIZE = 16
 GEL = {"youngs_modulus_pa": 4000.0, "poisson_ratio": 0.45}
@@ -282,6 +283,19 @@ def test_a_displacement_in_another_unit_is_refused_whichever_operator_made_it(op
     check_pair("cell1", u, t, modulus_pa=4000.0, poisson_ratio=0.45)
     with pytest.raises(ValueError, match="cell1: the traction belongs to this displacement on a substrate of"):
         check_pair("cell1", scale * u, t, modulus_pa=4000.0, poisson_ratio=0.45)
+
+
+@settings(deadline=None, max_examples=10, derandomize=True)
+@given(seed=st.integers(0, 10_000), noise=st.sampled_from([0.0, 0.05]))
+def test_a_traction_by_fourier_cytometry_passes_wherever_it_is_stored(seed, noise):
+    u, _ = random_pair(seed, 32, 32)
+    u = u + noise * u.std() * np.random.default_rng(seed).normal(size=u.shape) + 0.3  # drifted
+    found = traction_from_displacement(torch.from_numpy(u), pixel_size_um=1.0, regularization=5e-9, **GEL).numpy()
+    check_pair("cell1", u, found, modulus_pa=4000.0, poisson_ratio=0.45)
+    with pytest.raises(ValueError, match="cell1: the traction does not explain the displacement"):
+        check_pair("cell1", u, found[::-1], modulus_pa=4000.0, poisson_ratio=0.45)
+    with pytest.raises(ValueError, match=r"on a substrate of .* Pa, not 1\.2e\+04"):
+        check_pair("cell1", u, found, modulus_pa=12000.0, poisson_ratio=0.45)
 
 
 @settings(deadline=None, max_examples=10, derandomize=True)

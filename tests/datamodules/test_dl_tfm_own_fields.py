@@ -121,6 +121,46 @@ def test_a_stored_traction_and_a_mask_are_kept(tmp_path):
     assert (batch.centre_element.item(), batch.reach.item()) == (0, 0)
 
 
+def test_a_mask_beside_pairs_and_tables_is_the_cells(tmp_path):
+    displacement_px, mask = field(), np.zeros((9, 13), bool)
+    mask[2:5, 3:12] = True
+    folder = declare(tmp_path / "own", image_pixel_size_um=PIXEL_UM)
+    piv = declare(tmp_path / "piv", pixel_size_um=None, image_pixel_size_um=0.5)
+    for name, array in {"u": displacement_px[0], "v": displacement_px[1], "mask": mask}.items():
+        saved(folder / f"1_{name}.npy", array)
+    files = [
+        folder / "1_u.npy",
+        folder / "1_mask.npy",
+        archived(folder / "uv.npz", u=displacement_px[0], v=displacement_px[1], cell_mask=mask),
+        table(piv / "day.csv", displacement_px, 4.0),
+        saved(piv / "day_mask.npy", mask),
+    ]
+    batches = predicted_on(*files)
+    assert [name for batch in batches for name in batch.sample_id] == ["1_u.npy", "uv.npz", "day.csv"]
+    for batch in batches:
+        np.testing.assert_array_equal(batch.cell_mask, np.broadcast_to(mask, batch.cell_mask.shape))
+    saved(piv / "day_mask.npy", mask[1:])
+    with pytest.raises(ValueError, match=r"day_mask\.npy is \(8, 13\), the vectors of the table are \(9, 13\)"):
+        predicted_on(piv / "day.csv")
+
+
+@pytest.mark.parametrize(
+    ("displacement", "beside"),
+    [
+        (("u", "v"), "traction_pa"), (("u", "v"), "brdx"), (("dspl",), "cell_mask"), (("dspl",), "tx"),
+        (("displacement_px",), "trac"), (("displacement_um",), "brdy"),
+    ],
+)  # fmt: skip
+def test_a_traction_outline_or_mask_that_would_not_be_read_is_refused(tmp_path, displacement, beside):
+    folder = declare(tmp_path / "own", image_pixel_size_um=0.5)
+    arrays = {name: field(8, 8) if len(displacement) == 1 else field(8, 8)[0] for name in displacement}
+    path = archived(folder / "a.npz", **arrays, **{beside: np.ones((8, 8))})
+    with pytest.raises(
+        ValueError, match=rf"a\.npz holds {beside}, but beside {displacement[0]} only .* are read: save"
+    ):
+        predicted_on(path)
+
+
 def test_a_mask_whose_axes_are_swapped_is_refused_where_the_traction_tells(tmp_path):
     declare(tmp_path)
     traction, mask = np.zeros((2, 16, 16)), np.zeros((16, 16), bool)

@@ -59,3 +59,9 @@ def test_draws_are_even_and_depend_on_seed_epoch_and_index_alone() -> None:
     assert len(counts) == 8
     assert min(counts.values()) > 60
     assert draws[:80] != draws[80:160]
+
+
+def test_a_field_that_is_not_square_keeps_its_shape() -> None:
+    draws = {GridSymmetry.draw(square=False, seed=1, epoch=0, index=index) for index in range(80)}
+    assert draws == {symmetry for symmetry in ALL if not symmetry.transposed}
+    assert {symmetry.move_vectors(np.zeros((2, 4, 7))).shape for symmetry in draws} == {(2, 4, 7)}
