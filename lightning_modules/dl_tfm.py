@@ -16,10 +16,10 @@ thickness): methods that can work with it, every module's forward residual and e
 `module.*`, they use that, and those scores are as it sees them. What a measurement does, an argument tells alone.
 
 Deviations from the paper, and why:
-- Its error measure of the preprint, 3.2 %, has no published formula; `traction_nrmse` is the authors' errorTrac.
+- The preprint's error (3.2 %) has no published formula, its cells are not public: here errorTrac of simulated ones.
 - The authors train without a validation set; here the monitored metric on held-out cells chooses the checkpoint.
-- Whether MATLAB decays weights before or after clipping is not documented; here the loss's gradient is clipped.
-- Test data of figure 3 are not public; ours come from the simulator.
+- MATLAB drops an epoch's last, smaller batch (708 fields: 11 steps, here 12) and keeps momentum's step where the step
+  size falls (here it shrinks). Whether it clips what decays weights, too, is not documented; here the loss's gradient.
 """
 
 from __future__ import annotations

@@ -7,12 +7,14 @@ Of all stages the loss and the error inside the cell; of the test also, by name 
     dtma, dma, dtmb, snr    at true adhesions and in the background (`metrics.traction`)
     angle_error_deg         of vectors above 5 % of the largest true one
     strain_energy_error     relative, inside the outline           net_force_share          |sum t| / sum |t|
+    strain_energy_fj        inside the outline                     net_force_nn             of the whole frame
+    mean_displacement_px    mean |u| inside the outline, by which noise is to be judged
     outside_share           share of sum |t| more than 10 px outside the outline, where an outline is known
     forward_residual        |G t - u| / |u| over the whole frame, drift left out
     displacement_nrmse      |G t - u| / |u| up to 10 px outside the outline (the authors' errorDspl)
     fttc_correlation        of the vectors up to 10 px outside the outline with those of Fourier cytometry
-u is the displacement as it was measured, with its noise. Fields whose truth is unknown (NaN) take part in the last four
-and in net_force_share only.
+u is the displacement as it was measured, with its noise. Fields whose truth is unknown (NaN) take part in all from
+net_force_share on.
 """
 
 from __future__ import annotations
@@ -78,6 +80,10 @@ OVER_THE_FRAME: dict[str, Callable[..., Tensor]] = {
     "snr": scores.snr,
 }
 """Take prediction and target."""
+MEASURED = ("strain_energy_fj", "net_force_nn")
+"""Are told of one field by `summary`."""
+ROUNDING = 1e-6
+"""Of a displacement in single precision: what varies by a smaller share of it does not vary."""
 WITHOUT_TRUTH = ("outside_share", "forward_residual", "displacement_nrmse", "fttc_correlation")
 """Are told of one field by `without_truth`."""
 
@@ -90,7 +96,7 @@ def traction_metrics() -> nn.ModuleDict:
     metrics["test/traction_nrmse_sd"] = scores.FieldSd(scores.nrmse)
     metrics["test/strain_energy_error"] = scores.FieldMean(scores.strain_energy_error)
     metrics["test/net_force_share"] = scores.FieldMean(scores.net_force_share)
-    for name in WITHOUT_TRUTH:
+    for name in (*WITHOUT_TRUTH, *MEASURED, "mean_displacement_px"):
         metrics[f"test/{name}"] = scores.FieldMean(nn.Identity())
     return named_metrics(metrics)
 
@@ -130,7 +136,9 @@ def log_scores(
         everything = len(known)
         log_mean(module, "test/net_force_share", traction_pa, batch_size=everything)
         broken = ~traction_pa.isfinite().flatten(1).all(dim=1)
-        for name, values in without_truth(batch, traction_pa, operator).items():
+        told = {name: value for name, value in summary(batch, traction_pa, operator).items() if name in MEASURED}
+        told["mean_displacement_px"] = mean_inside(batch.displacement_px, batch.cell_mask)
+        for name, values in (without_truth(batch, traction_pa, operator) | told).items():
             counted = values[values.isfinite() | broken]  # a field that cannot have a value does not hide the others'
             if len(counted):
                 log_mean(module, f"test/{name}", counted, batch_size=len(counted))
@@ -145,12 +153,14 @@ def predicted(batch: Any, traction_pa: Tensor, operator: Operator) -> TractionPr
 def summary(batch: Any, traction_pa: Tensor, operator: Operator) -> dict[str, Tensor]:
     """What can be said of a predicted traction (batch, 2, y, x) in Pa, one number per field (batch,).
 
-    largest_traction_pa; strain_energy_fj, half the work on the measured displacement; net_force_nn, 0 for a cell at
-    rest; forward_residual; traction_nrmse, NaN where the truth is unknown. `operator` as in `log_scores`.
+    largest_traction_pa; strain_energy_fj, half the work on the measured displacement inside the outline, outside
+    which methods without a cutoff work on noise; net_force_nn of the whole frame, 0 for a cell at rest;
+    forward_residual; traction_nrmse, NaN where the truth is unknown. `operator` as in `log_scores`.
     """
     pixel_um = batch.pixel_size_um[:, None, None, None]
     area_um2 = batch.pixel_size_um.square()
-    energy = strain_energy_fj(traction_pa, batch.displacement_px * pixel_um, pixel_size_um=1.0)
+    inside_pa = torch.where(batch.cell_mask[:, None], traction_pa, 0)
+    energy = strain_energy_fj(inside_pa, batch.displacement_px * pixel_um, pixel_size_um=1.0)
     force = torch.linalg.vector_norm(net_force_nn(traction_pa, pixel_size_um=1.0), dim=-1)
     return {
         "largest_traction_pa": magnitude(traction_pa).amax(dim=(-2, -1)),
@@ -183,6 +193,12 @@ def without_truth(batch: Any, traction_pa: Tensor, operator: Operator) -> dict[s
     return {name: torch.where(usable & value.isfinite(), value, torch.nan) for name, value in values.items()}
 
 
+def mean_inside(displacement_px: Tensor, cell_mask: Tensor) -> Tensor:
+    """Mean length (batch,) of the vectors (batch, 2, y, x) where the mask (batch, y, x) is true."""
+    inside = cell_mask.flatten(1)
+    return (magnitude(displacement_px).flatten(1) * inside).sum(dim=1) / inside.sum(dim=1)
+
+
 def fourier_traction(batch: Any) -> Tensor:
     """Traction / E (batch, 2, y, x) by Fourier cytometry at `REFERENCE_REGULARIZATION`, each on its own substrate."""
     layers_px = (batch.gel_thickness_um / batch.pixel_size_um).tolist()
@@ -207,14 +223,16 @@ def forward_residual(batch: Any, traction_pa: Tensor, operator: Operator) -> Ten
     """|G t - u| / |u| of every field over the whole frame, (batch,), arguments as in `summary`.
 
     Both are taken relative to their means: a drift of the whole field is no traction. NaN for a traction that is not
-    finite, and where nothing was displaced.
+    finite, and where nothing was displaced or everything alike.
     """
     usable = traction_pa.isfinite().flatten(1).all(dim=1)
     explained = displacement_px(batch, torch.nan_to_num(traction_pa, posinf=0.0, neginf=0.0), operator)
     measured = batch.displacement_px - batch.displacement_px.mean(dim=(2, 3), keepdim=True)
     rest = explained - explained.mean(dim=(2, 3), keepdim=True) - measured
-    residual = torch.linalg.vector_norm(rest, dim=(1, 2, 3)) / torch.linalg.vector_norm(measured, dim=(1, 2, 3))
-    return torch.where(usable & residual.isfinite(), residual, torch.nan)
+    size = torch.linalg.vector_norm(measured, dim=(1, 2, 3))
+    moved = size > ROUNDING * torch.linalg.vector_norm(batch.displacement_px, dim=(1, 2, 3))
+    residual = torch.linalg.vector_norm(rest, dim=(1, 2, 3)) / size
+    return torch.where(usable & moved & residual.isfinite(), residual, torch.nan)
 
 
 def displacement_px(batch: Any, traction_pa: Tensor, operator: Operator) -> Tensor:

@@ -21,7 +21,10 @@ from physics.traction_cytometry import traction_from_displacement
 
 SIZE, PIXEL_UM, MODULUS_PA = 40, 1.5, 5000.0
 AT_EVERY_STAGE = {"loss", "traction_nrmse"}
-WITHOUT_TRUTH = {"net_force_share", "outside_share", "forward_residual", "displacement_nrmse", "fttc_correlation"}
+WITHOUT_TRUTH = {
+    "net_force_share", "outside_share", "forward_residual", "displacement_nrmse", "fttc_correlation",
+    "strain_energy_fj", "net_force_nn", "mean_displacement_px",
+}  # fmt: skip
 OF_A_TEST = AT_EVERY_STAGE | WITHOUT_TRUTH | {
     "traction_nrmse_sd", "traction_nrmse_squared", "traction_nrmse_full", "angle_error_deg",
     "dtma", "dma", "dtmb", "snr", "strain_energy_error",
@@ -156,14 +159,22 @@ def test_the_summary_by_hand(batch):
     uniform = torch.zeros_like(batch.traction_pa)
     uniform[:, 0] = 3.0
     uniform[:, 1] = 4.0
-    moved = batch._replace(displacement_px=torch.full_like(uniform, 0.2))
+    mask = torch.zeros_like(batch.cell_mask)
+    mask[:, :8] = True
+    moved = batch._replace(displacement_px=torch.full_like(uniform, 0.2), cell_mask=mask)
     found = summary(moved, uniform, displaced_per_modulus)
     area_um2 = (SIZE * PIXEL_UM) ** 2
+    inside_um2 = 8 * SIZE * PIXEL_UM**2
     torch.testing.assert_close(found["largest_traction_pa"], torch.full((3,), 5.0))
     torch.testing.assert_close(found["net_force_nn"], torch.full((3,), 5.0 * area_um2 * 1e-3))
     torch.testing.assert_close(
-        found["strain_energy_fj"], torch.full((3,), 0.5 * 7.0 * 0.2 * PIXEL_UM * area_um2 * 1e-3)
+        found["strain_energy_fj"], torch.full((3,), 0.5 * 7.0 * 0.2 * PIXEL_UM * inside_um2 * 1e-3)
     )
+    assert found["forward_residual"].isnan().all()  # displaced alike everywhere: that is drift
+    of_test = logged(moved, uniform)
+    assert of_test.value("test/mean_displacement_px") == pytest.approx(math.hypot(0.2, 0.2))
+    assert of_test.value("test/strain_energy_fj") == pytest.approx(found["strain_energy_fj"].mean().item())
+    assert of_test.value("test/net_force_nn") == pytest.approx(found["net_force_nn"].mean().item())
     unknown = batch._replace(traction_pa=torch.full_like(batch.traction_pa, torch.nan))
     found = summary(unknown, batch.traction_pa, displaced_per_modulus)
     assert found["traction_nrmse"].isnan().all()
