@@ -37,6 +37,11 @@ def steps_in(checkpoint: Path | None) -> int:
     return int(load(checkpoint).get("batches_seen", 0)) if checkpoint is not None else 0
 
 
+def order_within_epoch(checkpoint: Path | None) -> dict[str, int]:
+    """What batches a checkpoint from within an epoch has counted; empty for one from between two epochs."""
+    return dict(load(checkpoint).get("order", {})) if checkpoint is not None else {}
+
+
 def keep_weights_only(path: Path) -> None:
     """Drop the optimizer's and the loops' state: two thirds of the file, of no use once a run is finished."""
     checkpoint = load(path)

@@ -45,6 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("mechanolab: interrupted", file=sys.stderr)
         return 130
+    except SystemExit as error:
+        if type(error).__name__ != "Preempted":
+            raise
+        print("mechanolab: stopped on request; the same command starts again", file=sys.stderr)
+        return 75
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -138,7 +143,7 @@ def _predict(options: argparse.Namespace) -> int:
 
 def _run_config(options: argparse.Namespace, *, as_made: bool = False) -> dict[str, Any]:
     """A run's own configuration, or the experiment's where no run is named; `as_made` without the words' changes."""
-    from mechanolab.config import compose, override
+    from mechanolab.config import compose, override, where_data_lie
     from mechanolab.runs import read_config, run_folder
 
     values, overrides = (None, []) if as_made else (_values(options), options.overrides)
@@ -149,7 +154,9 @@ def _run_config(options: argparse.Namespace, *, as_made: bool = False) -> dict[s
         from mechanolab.checkpoints import checkpoint_file
 
         checkpoint_file(folder, "best")
-    return override(read_config(folder), overrides, values=values)
+    config = read_config(folder)
+    config["data"]["data_root"] = where_data_lie(config["data"]["data_root"])
+    return override(config, overrides, values=values)
 
 
 def _values(options: argparse.Namespace) -> dict[str, Any] | None:

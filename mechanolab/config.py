@@ -32,6 +32,9 @@ OWNED_BY_LAUNCHER = frozenset(
         "reload_dataloaders_every_n_epochs", "model_registry", "enable_autolog_hparams", "inference_mode",
     }
 )  # fmt: skip
+INDIFFERENT = ("data.data_root", "data.num_workers", "published")
+"""Keys that may differ between two starts of one run or sweep: where the data lie, how they are read, and what the
+paper printed."""
 ENVIRONMENT_INTERPOLATION = re.compile(r"\$\{(?!oc\.env:)")
 
 
@@ -55,9 +58,15 @@ def runs_root() -> Path:
 
 
 def data_root() -> Path | str:
-    """Where data sets lie: MECHANOLAB_DATA, a folder or a URL, else `data/` in the checkout."""
-    root = os.environ.get("MECHANOLAB_DATA") or checkout() / "data"
-    return root if isinstance(root, str) and "://" in root else Path(root).expanduser().absolute()
+    """Where data sets lie: MECHANOLAB_DATA, a folder (relative to the checkout) or a URL, else `data/` in it."""
+    root = os.environ.get("MECHANOLAB_DATA") or "data"
+    return root if "://" in root else checkout() / Path(root).expanduser()
+
+
+def where_data_lie(made_with: str) -> str:
+    """The data's root for a run that exists: MECHANOLAB_DATA, else what it was made with, else, if gone, `data/`."""
+    lost = "://" not in made_with and not (checkout() / Path(made_with).expanduser()).is_dir()
+    return str(data_root()) if lost or os.environ.get("MECHANOLAB_DATA") else made_with
 
 
 def nearest(name: str, accepted: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mechanolab import runs
+from mechanolab.callbacks.exact_resume import stop_on_request
 from mechanolab.callbacks.predictions import PredictionWriter, predicted_inputs
 from mechanolab.checkpoints import checkpoint_file, load_weights
 from mechanolab.config import RequestError, RunFailedError, flatten, last_line, override
@@ -23,7 +24,8 @@ def evaluate(
     """Run `validate` or `test` on a run's checkpoint, or on a training-free module.
 
     Returns:
-        The metrics; a run's figures of that stage are drawn anew, unless the configuration is not its own.
+        The metrics; a run's figures of that stage are drawn anew, unless the configuration is not its own or the
+        checkpoint not its best.
 
     Raises:
         RequestError: no such run or checkpoint, or wrong data.
@@ -35,9 +37,11 @@ def evaluate(
     if weights is not None:
         load_weights(parts.module, weights)
     folder = None if run_id is None else runs.run_folder(experiment, run_id)
-    trainer, _ = make_trainer(parts, folder if folder is not None and _made_with(folder, config) else None)
+    own = folder is not None and checkpoint == "best" and _made_with(folder, config)
+    trainer, _ = make_trainer(parts, folder if own else None)
     try:
-        results = getattr(trainer, stage)(parts.module, datamodule=parts.data, verbose=False)
+        with stop_on_request():
+            results = getattr(trainer, stage)(parts.module, datamodule=parts.data, verbose=False)
     except ValueError as error:  # a sample, or what is predicted of it, for which a score does not exist
         raise RunFailedError(last_line(error)) from error
     return {name: float(value) for result in results for name, value in result.items()}
@@ -60,7 +64,7 @@ def predict(
         The folder that holds the predictions, in the run's folder or, where no run is named, the experiment's:
         `predictions/<split>`, `predictions/<dataset>-<split>` for a data set that is not `own_dataset`, which the run
         was made with, or `predictions/input-<name>`, with a number behind it where files of that name from another
-        place were predicted before.
+        place were predicted before; `-<checkpoint>` behind all that for one that is not the best.
 
     Raises:
         RequestError: no such run, checkpoint, split or file.
@@ -81,6 +85,8 @@ def predict(
     if inputs:
         first = inputs[0].resolve()
         name = f"input-{first.name if first.is_dir() else first.stem}"
+    if weights is not None and checkpoint != "best":
+        name = f"{name}-{Path(checkpoint).stem}"
     folder = runs.runs_root() / experiment if run_id is None else runs.run_folder(experiment, run_id)
     out = folder / runs.PREDICTIONS / name
     sources = [str(path.resolve()) for path in inputs]
@@ -89,7 +95,8 @@ def predict(
     writer = PredictionWriter(out, config, sources)
     trainer, _ = make_trainer(parts, None, extra=[writer])
     try:
-        trainer.predict(parts.module, datamodule=parts.data, return_predictions=False)
+        with stop_on_request():
+            trainer.predict(parts.module, datamodule=parts.data, return_predictions=False)
     except ValueError as error:  # of a sample, or of what is predicted of it
         where = f"{', '.join(writer.predicting)}: " if writer.predicting else ""
         raise RequestError(f"{where}{last_line(error)}") from error

@@ -22,14 +22,21 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 
 from datamodules.shards.remote import is_remote
 from mechanolab import runs
-from mechanolab.callbacks.exact_resume import ExactResume, Preempted, batches_seen, derive_seed
+from mechanolab.callbacks.exact_resume import ExactResume, Preempted, batches_seen, derive_seed, stop_on_request
 from mechanolab.callbacks.figures import FigureWriter
 from mechanolab.callbacks.run_record import RunRecord
-from mechanolab.checkpoints import checkpoint_to_resume, keep_weights_only, load_weights, steps_in
-from mechanolab.config import RequestError, check, checkout, flatten, import_class, last_line
-from mechanolab.loggers import MetricsFile, is_first_rank, start_wandb
+from mechanolab.checkpoints import checkpoint_to_resume, keep_weights_only, load_weights, order_within_epoch, steps_in
+from mechanolab.config import INDIFFERENT, RequestError, check, checkout, flatten, import_class, last_line
+from mechanolab.loggers import MetricsFile, finish_wandb, is_first_rank, start_wandb
 
 PREEMPTED = 75
+ORDER = {
+    "batch_size": "data.batch_size",
+    "world_size": "processes (trainer.devices times trainer.num_nodes):",
+    "seed": "seed",
+    "length": "training samples:",
+}
+"""What the numbers of an order of batches are to the user."""
 
 
 class Parts(NamedTuple):
@@ -87,15 +94,19 @@ def fit(
         return 0
     checkpoint = checkpoint_to_resume(folder, resume)
     trainer, exact_resume = make_trainer(parts, folder)
+    _check_position(parts, trainer, checkpoint)
     with contextlib.ExitStack() as held:
         # the other ranks are this command again, and must join the same run
         held.enter_context(environment_variables(WANDB_RUN_ID=run_id))
         if is_first_rank():
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             held.enter_context(runs.lock_run(folder))
+            if already_finished(folder, config):  # by another process, in the meantime
+                return 0
             _open_run(parts, folder, experiment=experiment, checkpoint=checkpoint)
         try:
-            _train(parts, trainer, exact_resume, folder, run_id=run_id, checkpoint=checkpoint)
+            with stop_on_request():
+                _train(parts, trainer, exact_resume, folder, run_id=run_id, checkpoint=checkpoint)
         except Preempted:
             mark_run(folder, "preempted", message="stopped on request; the same command goes on from here")
             print(f"run {experiment}/{run_id} stopped at a checkpoint; the same --run-id goes on", file=sys.stderr)
@@ -103,10 +114,10 @@ def fit(
         except BaseException as error:
             mark_run(folder, "failed", message=last_line(error))
             raise
+        mark_run(folder, "finished", message=None)  # first: nothing can go on from a checkpoint of weights only
         if is_first_rank() and not keep_optimizer:
             for path in (folder / "checkpoints").glob("*.ckpt"):
                 keep_weights_only(path)
-        mark_run(folder, "finished", message=None)
     return 0
 
 
@@ -196,19 +207,13 @@ def _train(
     group = group_of(folder.parent.name)
     wandb_run = start_wandb(folder, run_id=run_id, group=group, config=parts.config, batches_seen=steps)
     trainer.loggers = [MetricsFile(folder / "metrics.jsonl", steps), *([wandb_run] if wandb_run else [])]
-    exit_code = 1
-    try:
+    with finish_wandb(wandb_run, lambda: {"best_epoch": resume.best_epoch, "best_score": resume.best_score}):
         trainer.fit(parts.module, datamodule=parts.data, ckpt_path=checkpoint, weights_only=True)
         best = folder / "checkpoints" / "best.ckpt"
         if best.is_file():
             load_weights(parts.module, best)
         if parts.data.has_split("test"):
             trainer.test(parts.module, datamodule=parts.data, verbose=False)
-        exit_code = 0
-    finally:
-        if wandb_run is not None:
-            wandb_run.experiment.summary.update({"best_epoch": resume.best_epoch, "best_score": resume.best_score})
-            wandb_run.experiment.finish(exit_code=exit_code)
 
 
 def make_trainer(parts: Parts, folder: Path | None, *, extra: Sequence[Callback] = ()) -> tuple[Trainer, ExactResume]:
@@ -292,6 +297,20 @@ def _on_cuda(options: Mapping[str, Any]) -> bool:
 # -- continuing and finishing -----------------------------------------------------------------------------------------
 
 
+def _check_position(parts: Parts, trainer: Trainer, checkpoint: Path | None) -> None:
+    """A checkpoint from within an epoch counts batches of its own order: in another it would point elsewhere."""
+    before = order_within_epoch(checkpoint)
+    if not before:
+        return
+    now = {**parts.data.train_dataloader().batch_sampler.numbers, "world_size": trainer.world_size}
+    for name, number in before.items():
+        if now.get(name) != number:
+            raise RequestError(
+                f"checkpoint {checkpoint} stands within an epoch with {ORDER[name]} {number}, not {now.get(name)}: go "
+                "on with the same, or begin another run"
+            )
+
+
 def already_finished(folder: Path, config: Mapping[str, Any], **facts: Any) -> bool:
     """Whether the run asked for stands finished in its folder.
 
@@ -312,7 +331,7 @@ def already_finished(folder: Path, config: Mapping[str, Any], **facts: Any) -> b
         raise RequestError(f"{name} {kind}; choose another --run-id")
     made = {**flatten(stored), **{key: status.get(key) for key in facts}}
     asked = {**flatten(config), **facts}
-    for key in sorted({*made, *asked} - {"data.data_root"}):
+    for key in sorted({*made, *asked} - {*INDIFFERENT}):
         if made.get(key) != asked.get(key):
             raise RequestError(
                 f"{name} was made with {key} = {made.get(key)!r}, not {asked.get(key)!r}; choose another --run-id"

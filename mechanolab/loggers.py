@@ -5,6 +5,7 @@ Both count in training batches seen, which two optimizers or a resumed run do no
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import netrc
@@ -12,13 +13,15 @@ import os
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+
+from mechanolab.callbacks.exact_resume import Preempted
 
 ROUTE_TIMEOUT_S = 5
 
@@ -131,8 +134,33 @@ def start_wandb(
             print(f"W&B cannot be reached ({reason}); this run logs offline", file=sys.stderr)
             wandb.teardown()
     elif not mode:
-        print("no W&B key: this run logs offline (runs/.../wandb, upload with `wandb sync`)", file=sys.stderr)
+        print(
+            "no W&B key: this run logs offline (runs/.../wandb, upload with `wandb sync runs/*/*/wandb/offline-run-*`)",
+            file=sys.stderr,
+        )
     return WandbRun(open_run("offline"), batches_seen)
+
+
+@contextlib.contextmanager
+def finish_wandb(run: WandbRun | None, summary: Callable[[], Mapping[str, Any]] = dict) -> Iterator[None]:
+    """Close the W&B run when the block ends: finished, failed, or preempted, which W&B's own sweeps start again.
+
+    Args:
+        run: None where W&B is switched off.
+        summary: what to add to the run's summary, asked at the end.
+    """
+    exit_code = 1
+    try:
+        yield
+        exit_code = 0
+    except Preempted:
+        if run is not None:
+            run.experiment.mark_preempting()
+        raise
+    finally:
+        if run is not None:
+            run.experiment.summary.update(summary())
+            run.experiment.finish(exit_code=exit_code)
 
 
 def has_wandb_key() -> bool:

@@ -16,9 +16,17 @@ def list_runs(name: str | None = None) -> int:
 
     Returns:
         0.
+
+    Raises:
+        RequestError: no run is of that name.
     """
+    found = runs.find_runs(name)
+    if name is not None and not found:
+        known = {word for run in runs.find_runs(None) for word in (run.experiment, str(run.status.get("group")))}
+        hint = config.nearest(name, known) or f" (there are runs of: {', '.join(sorted(known)) or 'nothing yet'})"
+        raise config.RequestError(f"no experiment or sweep named '{name}' has runs{hint}")
     table = Table("experiment", "run", "state", "step", "epoch", "metric", "best", "message")
-    for run in runs.find_runs(name):
+    for run in found:
         status = run.status
         best = run.summary.get("best")
         table.add_row(
@@ -31,7 +39,8 @@ def list_runs(name: str | None = None) -> int:
             "" if best is None else f"{best:.4g}",
             str(status.get("message") or ""),
         )
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    # no markup: a message may hold brackets
+    Console(width=None if sys.stdout.isatty() else 200, markup=False).print(table)
     return 0
 
 

@@ -8,16 +8,12 @@ were tested, null for a module that needs no training. An interrupted test start
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from mechanolab import runs
-from mechanolab.callbacks.exact_resume import Preempted
+from mechanolab.callbacks.exact_resume import Preempted, stop_on_request
 from mechanolab.checkpoints import load_weights, steps_in
 from mechanolab.config import RequestError, RunFailedError, last_line
 from mechanolab.inference import weights_file, without_pretraining
@@ -32,7 +28,7 @@ from mechanolab.launch import (
     mark_run,
     set_up,
 )
-from mechanolab.loggers import MetricsFile, is_first_rank, start_wandb
+from mechanolab.loggers import MetricsFile, finish_wandb, is_first_rank, start_wandb
 
 
 def record(
@@ -73,7 +69,7 @@ def record(
             held.enter_context(runs.lock_run(folder))
             _open(parts, folder, config, experiment=experiment, facts=facts)
         try:
-            with _stop_on_request():
+            with stop_on_request():
                 _test(parts, folder, config, steps_in(weights))
         except Preempted:
             mark_run(folder, "preempted", message="stopped on request; the same command starts the test again")
@@ -109,33 +105,10 @@ def _test(parts: Parts, folder: Path, config: dict[str, Any], steps: int) -> Non
         batches_seen=lambda: steps,
     )
     trainer.loggers = [MetricsFile(folder / "metrics.jsonl", lambda: steps), *([wandb_run] if wandb_run else [])]
-    exit_code = 1
-    try:
+    with finish_wandb(wandb_run):
         trainer.test(parts.module, datamodule=parts.data, verbose=False)
-        exit_code = 0
-    finally:
-        if wandb_run is not None:
-            wandb_run.experiment.finish(exit_code=exit_code)
 
 
 def _test_metrics(folder: Path) -> dict[str, float]:
     summary = runs.read_run(folder).summary
     return {name: value for name, value in summary.items() if name.startswith("test/")}
-
-
-@contextlib.contextmanager
-def _stop_on_request() -> Iterator[None]:
-    """SIGTERM and Ctrl-C raise Preempted, so that the run says of itself that it was stopped."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Preempted("stopped on request")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

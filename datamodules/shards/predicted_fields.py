@@ -137,7 +137,10 @@ class FieldStage:
     def close(self) -> None:
         """Nothing more is added; may be called twice."""
         with clear_disk_errors(self.folder):
+            empty = not self._stream.closed and self._stream.tell() == 0
             self._stream.close()
+            if empty:
+                self._part.unlink(missing_ok=True)
 
 
 def write_fields(

@@ -8,12 +8,14 @@ two batches, and at the end. What Lightning has by then counted of the future is
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,6 +27,24 @@ from lightning.pytorch.callbacks import Checkpoint
 
 class Preempted(SystemExit):
     """The run was asked to stop, and has saved where it stands."""
+
+
+@contextlib.contextmanager
+def stop_on_request() -> Iterator[None]:
+    """SIGTERM and Ctrl-C raise Preempted where nothing better is done about them; Lightning would exit with 0."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Preempted("stopped on request")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -72,7 +92,9 @@ class ExactResume(Checkpoint):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Save and stop if it is time to, then seed the step."""
-        if self._decide(trainer, self._stop_requested or time.monotonic() - self._saved_at > self.save_every_s):
+        stepped = batch_idx % trainer.accumulate_grad_batches == 0  # a checkpoint holds no gradients
+        due = self._stop_requested or time.monotonic() - self._saved_at > self.save_every_s
+        if stepped and self._decide(trainer, due):
             self._save(trainer, within_epoch=True)
             if self._decide(trainer, self._stop_requested):
                 raise Preempted("stopped on request")
@@ -152,6 +174,9 @@ class ExactResume(Checkpoint):
                 count["ready"] = count["processed"]
         loops["state_dict"]["combined_loader"] = [{"epoch": epoch, "batch": batch}]
         checkpoint["batches_seen"] = progress["total"]["completed"]
+        order: Any = getattr(trainer.train_dataloader, "batch_sampler", None)
+        if batch > 0 and hasattr(order, "numbers"):
+            checkpoint["order"] = order.numbers
 
     def state_dict(self) -> dict[str, Any]:
         """The best score so far."""

@@ -328,15 +328,19 @@ def without_folds(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _over_folds(rows: Sequence[Row]) -> list[Row]:
-    groups: dict[str, list[Row]] = {}
+    """One row per setting with several folds or seeds; one that was run twice counts once."""
+    groups: dict[str, dict[str, Row]] = {}
     settings: dict[str, dict[str, Any]] = {}
     for row, fixed in zip(rows, without_folds(rows), strict=True):
         key = json.dumps(fixed, sort_keys=True, default=str)
-        groups.setdefault(key, []).append(row)
+        fold = json.dumps([row.parameters[path] for path in row.parameters if is_fold_key(path)], default=str)
+        known = groups.setdefault(key, {}).get(fold)
+        if known is None or known.state != "finished":
+            groups[key][fold] = row
         settings[key] = fixed
     if all(len(members) == 1 for members in groups.values()):
         return []
-    return [_fold_row(members, settings[key]) for key, members in groups.items()]
+    return [_fold_row(list(members.values()), settings[key]) for key, members in groups.items()]
 
 
 def _fold_row(members: Sequence[Row], fixed: dict[str, Any]) -> Row:

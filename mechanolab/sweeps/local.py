@@ -36,7 +36,7 @@ from mechanolab.sweeps.study import (
     record,
     sweep_folder,
 )
-from mechanolab.sweeps.sweep_file import Sweep, check_tested_run
+from mechanolab.sweeps.sweep_file import Sweep, check_tested_run, default_name
 from mechanolab.sweeps.trial_command import trial_command
 
 FINISHED, FAILED, WRONG_REQUEST, PREEMPTED = 0, 1, 2, 75
@@ -347,7 +347,7 @@ class _Driver:
 
     def _conclude(self) -> int:
         name, total = self.sweep.name, self.study.planned
-        again = f"mechanolab sweep {_asked_for(self.sweep)}"
+        again = f"mechanolab sweep {asked_for(self.sweep)}"
         if self.signals:
             print(f"stopped with {self.done} of {total} trials done; continue with: {again}")
             return PREEMPTED
@@ -372,11 +372,13 @@ class _Driver:
         return FINISHED
 
 
-def _asked_for(sweep: Sweep) -> str:
+def asked_for(sweep: Sweep) -> str:
     """The words after `mechanolab sweep` that ask for this very sweep."""
     shipped = sweep.path == checkout() / "sweeps" / f"{sweep.path.stem}.yaml"
-    named = [] if sweep.name == sweep.path.stem else ["--name", sweep.name]
-    return shlex.join([sweep.path.stem if shipped else str(sweep.path), *named, *sweep.arguments])
+    other = sweep.in_its_place
+    placed = [] if other is None else ["--experiment", other]
+    named = [] if sweep.name == default_name(sweep.path, other) else ["--name", sweep.name]
+    return shlex.join([sweep.path.stem if shipped else str(sweep.path), *placed, *named, *sweep.arguments])
 
 
 def _is_held(lock: Path) -> bool:

@@ -90,7 +90,7 @@ def decode(parameters: Sequence[Parameter], drawn: Mapping[str, Any]) -> dict[st
         elif parameter.distribution == "q_log_uniform_values":
             assert parameter.step is not None
             q, low, high = parameter.step, parameter.low, parameter.high
-            value = min(max(round(value / q), math.ceil(low / q)), math.floor(high / q)) * q
+            value = min(max(round(value / q), math.ceil(low / q - 1e-9)), math.floor(high / q + 1e-9)) * q
         values[parameter.path] = value
     return values
 

@@ -247,7 +247,7 @@ class Study:
             seed = self.sweep.base["seed"]
             if self.points is not None:
                 self._enqueue(self.points[index], index)
-            elif self.sweep.method == "random":
+            elif self.sweep.method == "random" or index < STARTUP_TRIALS:
                 known = [self._trial(frozen).values for frozen in trials if self._drawn(frozen)]
                 point = random_point(self.sweep.parameters, seed=seed, index=index, known=known)
                 self._study.enqueue_trial(point, user_attrs={"index": index})

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from mechanolab.config import RequestError, checkout, compose, flatten, named_file, nearest, override
+from mechanolab.config import INDIFFERENT, RequestError, checkout, compose, flatten, named_file, nearest, override
 from mechanolab.runs import read_config, run_folder
 from mechanolab.sweeps.parameters import Parameter, flatten_parameters, read_parameter
 from mechanolab.sweeps.trial_command import ARGUMENT_MACROS, ENVIRONMENT_VARIABLE, MACROS, with_environment
@@ -35,9 +35,6 @@ TOP_LEVEL = (
 )  # fmt: skip
 LABELS = ("name", "description", "project", "entity", "run_cap")
 """Keys that may change between two starts of one sweep: none of them alters a trial."""
-INDIFFERENT = ("data.data_root", "data.num_workers", "published")
-"""Keys of an experiment that may differ between two starts of one sweep: where the data lie, how they are read, and
-what the paper printed."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +54,8 @@ class Sweep:
     command: tuple[str, ...]
     arguments: tuple[str, ...]
     """The words that were added to the file's command."""
+    in_its_place: str | None
+    """The experiment that was asked for in place of the file's."""
     trial: str
     """What a trial does: fit or test."""
     experiment: str
@@ -119,7 +118,7 @@ def load_sweep(
     method = definition.get("method")
     if method not in METHODS:
         raise refuse(f"method must be grid, random or bayes, got {method!r}{nearest(str(method), METHODS)}")
-    name = "-".join([path.stem, *([Path(experiment).stem] if experiment else [])]) if name is None else name
+    name = default_name(path, experiment) if name is None else name
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,58}", name):
         raise refuse(
             f"the sweep's name {name!r} must be 1 to 59 letters, digits, '_', '-' or '.': choose one with --name"
@@ -127,7 +126,7 @@ def load_sweep(
     run_cap = definition.get("run_cap")
     if run_cap is not None and (type(run_cap) is not int or run_cap < 1):
         raise refuse(f"run_cap must be a whole number of trials, at least 1, got {run_cap!r}")
-    command = _command(definition, refuse)
+    command, in_its_place = _command(definition, refuse), experiment
     command = (command if experiment is None else _on_another(command, experiment)) + tuple(arguments)
     position = next(i for i, word in enumerate(command) if word in TRIALS)
     trial, experiment = command[position], command[position + 1]
@@ -156,12 +155,18 @@ def load_sweep(
         program=str(definition.get("program", "")),
         command=command,
         arguments=tuple(arguments),
+        in_its_place=in_its_place,
         trial=trial,
         experiment=experiment,
         tested_run=tested_run,
         overrides=overrides,
         base=base,
     )
+
+
+def default_name(path: Path, experiment: str | None) -> str:
+    """Name of a sweep that was given none: the file's stem, and behind it that of the experiment in its place."""
+    return path.stem if experiment is None else f"{path.stem}-{Path(experiment).stem}"
 
 
 def sweep_names() -> list[str]:

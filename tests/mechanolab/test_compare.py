@@ -166,6 +166,7 @@ def test_runs_that_differ_in_fold_or_seed_become_mean_and_population_deviation(w
         for k, value in enumerate(values):
             write(f"{loss}{k}", loss=loss, split=f"fold{k}", seed=k, val=(value - 1,), test=value)
     write("square3", loss="square", split="fold3", seed=3, state="failed", val=(1.0,))
+    write("square0again", loss="square", split="fold0", seed=0, val=(19.0,), test=20.0)  # is no other fold
     folds = compare_runs(find(["toy"])[0], title="toy").folds
     assert [(row.name, row.state) for row in folds] == [("square", "3 of 4"), ("linear", "2")]
     for row in folds:

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from mechanolab.config import RequestError, compose, experiment_names, nearest, override
+from mechanolab.config import (
+    RequestError,
+    checkout,
+    compose,
+    data_root,
+    experiment_names,
+    nearest,
+    override,
+    where_data_lie,
+)
 
 
 def write(folder: Path, text: str, name: str = "mine.yaml") -> str:
@@ -30,6 +39,16 @@ def test_later_layers_win_in_the_documented_order(variant: str) -> None:
     assert config["trainer"]["max_epochs"] == 78
     assert config["seed"] == 5
     assert config["trainer"]["deterministic"] == "warn"
+
+
+def test_the_data_of_a_run_are_looked_for_where_they_lie_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MECHANOLAB_DATA", raising=False)
+    assert where_data_lie(str(tmp_path)) == str(tmp_path)
+    assert where_data_lie("s3://bucket/data") == "s3://bucket/data"
+    assert where_data_lie(str(tmp_path / "gone")) == str(checkout() / "data")
+    monkeypatch.setenv("MECHANOLAB_DATA", "other")  # relative to the checkout, wherever one stands
+    monkeypatch.chdir(tmp_path)
+    assert where_data_lie(str(tmp_path)) == str(checkout() / "other") == str(data_root())
 
 
 def test_nested_and_dotted_sweep_values_mean_the_same(variant: str) -> None:

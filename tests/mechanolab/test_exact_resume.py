@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -111,6 +112,94 @@ def test_dropout_and_a_schedule_that_looks_at_a_metric_are_resumed_too(
 
 
 @pytest.mark.slow
+def test_a_run_that_gathers_gradients_is_saved_between_steps_only(
+    places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*WORDS, "trainer.accumulate_grad_batches=3"]  # of 8 batches: the third step has two
+    assert fit("gathered", words=words) == 0
+    original = CircularRegression.training_step
+    monkeypatch.setattr(ExactResume, "save_every_s", 0.0)
+    for cut in (1, BATCHES - 1, BATCHES + 2):
+        done = 0
+
+        def step(self: Any, batch: Any, batch_idx: int, cut: int = cut) -> Any:
+            nonlocal done
+            done += 1
+            if done == cut + 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return original(self, batch, batch_idx)
+
+        monkeypatch.setattr(CircularRegression, "training_step", step)
+        assert fit(f"gathered{cut}", words=words) == launch.PREEMPTED
+        monkeypatch.setattr(CircularRegression, "training_step", original)
+        assert fit(f"gathered{cut}", words=words) == 0
+        assert_same_run(places / "circular_twin" / "gathered", places / "circular_twin" / f"gathered{cut}")
+
+
+@pytest.mark.slow
+def test_a_position_within_an_epoch_means_nothing_in_another_order(
+    places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = CircularRegression.training_step
+
+    def step(self: Any, batch: Any, batch_idx: int) -> Any:
+        if batch_idx == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(CircularRegression, "training_step", step)
+    assert fit("within") == launch.PREEMPTED
+    monkeypatch.undo()
+    for words, sentence in (
+        (
+            ["data.batch_size=4", *WORDS[1:]],
+            "stands within an epoch with data.batch_size 8, not 4: go on with the same",
+        ),
+        ([*WORDS, "seed=1"], "with seed 0, not 1"),
+        ([*WORDS, "trainer.devices=2", "trainer.accelerator=cpu", "trainer.strategy=ddp"], "num_nodes): 1, not 2"),
+    ):
+        config = compose("circular_twin", overrides=words)
+        with pytest.raises(launch.RequestError, match=re.escape(sentence)):
+            launch.fit(config, experiment="circular_twin", run_id="other", resume=places / "circular_twin" / "within")
+        assert not (places / "circular_twin" / "other").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["on_fit_start", "test_step", "on_test_end"])
+def test_a_stop_outside_the_training_loop_is_no_success(
+    uninterrupted: Path, places: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    original = getattr(CircularRegression, where)
+
+    def stop(self: Any, *arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(CircularRegression, where, stop)
+    folder = places / "circular_twin" / where
+    assert fit(where) == launch.PREEMPTED
+    assert runs.read_status(folder)["state"] == "preempted"
+    monkeypatch.undo()
+    assert fit(where) == 0
+    assert_same_run(uninterrupted, folder)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_while_its_checkpoints_shrink_is_finished(
+    places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(path: Path) -> None:
+        raise PowerCut
+
+    monkeypatch.setattr(launch, "keep_weights_only", cut)
+    with pytest.raises(PowerCut):
+        fit("shrinking")
+    assert runs.read_status(places / "circular_twin" / "shrinking")["state"] == "finished"
+    monkeypatch.undo()
+    assert fit("shrinking") == 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda n: n.name)
 def test_a_process_stopped_by_a_signal_goes_on_where_it_was(
     uninterrupted: Path, places: Path, number: signal.Signals
@@ -145,6 +234,7 @@ def test_a_finished_run_is_left_alone_and_another_configuration_is_refused(
     assert fit("whole") == 0
     assert "finished already" in capsys.readouterr().err
     assert (uninterrupted / "metrics.jsonl").read_bytes() == before
+    assert fit("whole", words=[*WORDS, "data.num_workers=1"]) == 0  # how data are read is no other configuration
     with pytest.raises(launch.RequestError, match=r"made with data\.batch_size = 8, not 4; choose another --run-id"):
         fit("whole", words=["data.batch_size=4", *WORDS[1:]])
     checkpoint = torch.load(uninterrupted / "checkpoints" / "best.ckpt", weights_only=True)

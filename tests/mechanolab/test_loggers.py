@@ -6,15 +6,19 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import pytest
 from matplotlib.figure import Figure
 
+from mechanolab.callbacks.exact_resume import Preempted
 from mechanolab.callbacks.figures import pixels
 from mechanolab.cli import main
-from mechanolab.loggers import MetricsFile, has_wandb_key, start_wandb
+from mechanolab.loggers import MetricsFile, finish_wandb, has_wandb_key, start_wandb
 
 
 def steps() -> int:
@@ -56,6 +60,27 @@ def test_metrics_that_are_no_numbers_are_still_json(tmp_path: Path) -> None:
     log.log_metrics({"val/loss": float("nan"), "epoch": 2})
     line = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert (line["step"], line["epoch"], line["val/loss"]) == (7, 2, "nan")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(None, ["finish 0"]), (Preempted, ["preempting", "finish 1"]), (RuntimeError, ["finish 1"])],
+    ids=["finished", "preempted", "failed"],
+)
+def test_wandb_is_told_how_a_run_ended(error: type[BaseException] | None, said: list[str]) -> None:
+    heard: list[str] = []
+    summary: dict[str, float] = {}
+    run = SimpleNamespace(
+        mark_preempting=lambda: heard.append("preempting"),
+        finish=lambda exit_code: heard.append(f"finish {exit_code}"),
+        summary=summary,
+    )
+    logger: Any = SimpleNamespace(experiment=run)
+    with pytest.raises(error) if error else nullcontext(), finish_wandb(logger, lambda: {"best_score": 2.0}):
+        if error:
+            raise error("stop")
+    assert heard == said
+    assert summary == {"best_score": 2.0}
 
 
 @pytest.mark.slow

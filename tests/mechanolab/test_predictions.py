@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import tifffile
+import torch
 import yaml
 
 from mechanolab.cli import main
@@ -99,6 +100,37 @@ def test_files_of_one_name_from_two_places_keep_predictions_of_their_own(toy: Mo
     np.save(tmp_path / "tuesday" / "cells" / "a.npy", np.full((2, 3, 4), 3.0))
     assert main([*words, str(tmp_path / "tuesday" / "cells")]) == 0
     assert predicted() == {"input-cells": 2.0, "input-cells-2": 6.0}
+
+
+def test_a_prediction_says_which_checkpoint_it_is_of_and_leaves_the_best_ones_alone(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    run = toy.write_trained_run(tmp_path / "runs", "trained", factor=3.0, batches_seen=9)
+    other = tmp_path / "epoch5.ckpt"
+    torch.save({"state_dict": {"factor": torch.tensor(5.0)}}, other)
+    words = ["predict", "toy_net", "--run", "trained"]
+    assert main(words) == 0
+    before = contents(run / "predictions" / "test")
+    assert main([*words, "--checkpoint", str(other)]) == 0
+    assert contents(run / "predictions" / "test") == before
+    ratio = float(table(run / "predictions" / "test-epoch5")[0]["strength_pa"]) / float(
+        table(run / "predictions" / "test")[0]["strength_pa"]
+    )
+    assert ratio == pytest.approx(5 / 3)
+    assert main(["test", *words[1:], "--checkpoint", str(other)]) == 0
+    assert not (run / "figures").exists()  # which would be another network's
+
+
+@pytest.mark.parametrize("command", ["predict", "test"])
+def test_a_stopped_command_says_so_and_leaves_nothing(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    monkeypatch.setattr(toy.Method, "interrupt", "stop")
+    assert main([command, "toy"]) == 75
+    said = capsys.readouterr()
+    assert said.err.splitlines()[-1] == "mechanolab: stopped on request; the same command starts again"
+    assert said.out == ""
+    assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
 
 
 def test_fields_of_several_sizes_have_a_dataset_per_sample(

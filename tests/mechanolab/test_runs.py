@@ -12,6 +12,7 @@ import pytest
 from mechanolab import runs
 from mechanolab.config import RequestError
 from mechanolab.loggers import MetricsFile
+from mechanolab.overview import list_runs
 from mechanolab.runs import read_metrics, truncate_metrics
 
 CONFIG = {"monitor": {"metric": "val/angular_error_deg", "mode": "min"}, "module": {"learning_rate": 0.1}}
@@ -40,6 +41,14 @@ def test_a_run_reads_back_as_it_was_written(folder: Path) -> None:
     assert math.isnan(run.history[1]["val/angular_error_deg"])
     assert runs.find_runs("circular_twin") == [run] or runs.find_runs("circular_twin")[0].run_id == run.run_id
     assert runs.find_runs("other") == []
+
+
+def test_runs_are_listed_whatever_their_messages_hold(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs.write_status(folder, "failed", group="circular", message="cannot read [/data/x] in [train, val]")
+    assert list_runs("circular") == 0
+    assert "cannot read [/data/x] in [train, val]" in capsys.readouterr().out
+    with pytest.raises(RequestError, match=r"no experiment or sweep named 'circlar' has runs .did you mean 'circular'"):
+        list_runs("circlar")
 
 
 def test_a_line_cut_short_by_a_kill_is_left_out(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 
 from mechanolab.config import RequestError
 from mechanolab.sweeps import local, sweep_file, wandb_agent
+from mechanolab.sweeps.local import asked_for
 from mechanolab.sweeps.study import Study
 from mechanolab.sweeps.sweep_file import load_sweep
 
@@ -92,6 +94,13 @@ def test_a_trial_that_was_being_drawn_when_the_driver_was_killed_is_drawn_again(
     assert first is not None
     assert again is not None
     assert (again.run_id, again.values) == (first.run_id, first.values)
+
+
+def test_the_words_that_continue_a_sweep_ask_for_the_same_sweep(write: Callable[..., Path]) -> None:
+    path = str(write(["a", "b"]))
+    for name, words in ((None, []), ("mine", ["--name", "mine"])):
+        sweep = load_sweep(path, experiment="other", name=name, arguments=["trainer.max_epochs=2"])
+        assert shlex.split(asked_for(sweep)) == [path, "--experiment", "other", *words, "trainer.max_epochs=2"]
 
 
 # -- the server engine ------------------------------------------------------------------------------------------------
