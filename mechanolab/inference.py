@@ -126,11 +126,9 @@ def weights_file(parts: Parts, experiment: str, run_id: str | None, checkpoint: 
 
 def _folder_of_inputs(folder: Path, sources: list[str]) -> Path:
     """The first of `folder`, `folder-2`, ... that is free or holds predictions of the same files and folders."""
-    for number in itertools.count(1):
-        candidate = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
-        if not candidate.exists() or predicted_inputs(candidate) == sources:
-            return candidate
-    raise AssertionError
+    others = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    candidates = itertools.chain([folder], others)
+    return next(path for path in candidates if not path.exists() or predicted_inputs(path) == sources)
 
 
 def _made_with(folder: Path, config: Mapping[str, Any]) -> bool:

@@ -13,7 +13,7 @@ which is sparse and zero outside it; over-relaxed (Eckstein & Bertsekas 1992). I
 gradients on G f = u, preconditioned by the inverse of G on the torus, and of them from the one where the sum above is
 least: without noise the last, which is the answer; with noise and a window that leaves little of short waves an early
 one, since later ones explain the noise by tractions beyond measure. Such windows take many more steps of ADMM than
-none, and at the default tolerance end some way off the optimum: [.25 .5 .25] at 3 to 10 % of the traction.
+none, and at the default tolerance end some way off the optimum.
 
 lambda, where not given, is STRENGTH s |g|: s the standard deviation of the noise per component, |g| the norm of G's
 columns. It is linear in s as the universal threshold s |g| sqrt(2 log n) (Donoho & Johnstone 1994) is, but smaller,

@@ -287,6 +287,7 @@ def _eigenvalues(
         return longitudinal, transverse
 
 
+@lru_cache(maxsize=8)
 def _response_to_uniform(frame_um: float, substrate: tuple[float, float, float, float | None]) -> float:
     """g0 in um/Pa: what a uniform traction on a square does at its centre."""
     _, youngs_modulus_pa, poisson_ratio, thickness_um = substrate

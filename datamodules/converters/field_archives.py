@@ -98,7 +98,7 @@ def regrouped(entries: list[Entry], files_per_cell: int) -> list[Entry]:
 def refuse_unread(path: Path, held: Collection[str], displacement: str) -> None:
     """Raise ValueError where a file holds a traction, outline or mask under a name that goes with another layout."""
     known = {name for names in BESIDE.values() for name in names}
-    unread = sorted((known & set(held)) - {*BESIDE[displacement], "v"})
+    unread = sorted((known & set(held)) - {*BESIDE[displacement]})
     if unread:
         read = ", ".join(name for name in BESIDE[displacement] if name not in ("u", "v", displacement))
         raise ValueError(

@@ -9,8 +9,9 @@ elasticity cannot tell: the mirror image at the diagonal of both fields, and any
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +39,17 @@ _READINGS: dict[str, Callable[[Field], Field]] = {
 }
 _OF_TRACTION = ("", "with its components swapped", "with the sign of its y component turned")
 """All others are one of these seen in the mirror, with another reading of the displacement."""
+
+
+class _Operator(NamedTuple):
+    """What may have made a pair."""
+
+    options: dict[str, Any]
+    """Of `explained_displacement`."""
+    measured: Field
+    """The displacement that is to be explained."""
+    largest_residual: float
+    """Below which it may have: Fourier cytometry explains nearly all, and a thin gel's more than a half space does."""
 
 
 def explained_displacement(
@@ -109,15 +121,16 @@ def check_pair(
         )
     centred = displacement_px - displacement_px.mean(axis=(1, 2), keepdims=True)
     gel: dict[str, Any] = {"modulus_pa": modulus_pa, "poisson_ratio": poisson_ratio, "thickness_px": thickness_px}
-    operators = [({**gel, "periodic": True}, centred)]
+    operators = [_Operator({**gel, "periodic": True}, centred, math.inf if periodic else GOOD_FIT)]
     if not periodic:  # which operator made it is not written: the one that fits best
-        operators = [(gel, displacement_px), ({**gel, "exact": True}, displacement_px), *operators]
+        open_ones = (gel, {**gel, "exact": True})
+        operators = [*(_Operator(options, displacement_px, math.inf) for options in open_ones), *operators]
     declared, explained, measured = 2.0, centred, centred
-    for operator, seen in operators:
-        candidate = explained_displacement(traction_pa, **operator)
-        residual = _residual(candidate, seen)
-        if residual < declared and (periodic or _may_have_made_it(operator, residual)):
-            declared, explained, measured = residual, candidate, seen
+    for operator in operators:
+        candidate = explained_displacement(traction_pa, **operator.options)
+        residual = _residual(candidate, operator.measured)
+        if residual < min(declared, operator.largest_residual):
+            declared, explained, measured = residual, candidate, operator.measured
         if declared <= CLEAN:
             break
     if declared > CLEAN:
@@ -134,22 +147,20 @@ def check_pair(
             )
 
 
-def _refuse_another_reading(
-    where: str, operators: Sequence[tuple[dict[str, Any], Field]], traction_pa: Field, declared: float
-) -> None:
+def _refuse_another_reading(where: str, operators: Sequence[_Operator], traction_pa: Field, declared: float) -> None:
     found = (declared, "", "", 1)
     square = traction_pa.shape[1] == traction_pa.shape[2]
-    for of_traction, (operator, displacement_px) in itertools.product(_OF_TRACTION, operators):
-        explained = explained_displacement(_READINGS[of_traction](traction_pa), **operator)
+    for of_traction, operator in itertools.product(_OF_TRACTION, operators):
+        explained = explained_displacement(_READINGS[of_traction](traction_pa), **operator.options)
         for of_displacement, read in _READINGS.items():
             if "axes" in of_displacement and not square:
                 continue
-            seen = read(displacement_px)
+            seen = read(operator.measured)
             for sign in (1, -1):
                 residual, as_declared = _residual(sign * explained, seen), not (of_traction or of_displacement)
                 if as_declared and sign == 1:
                     continue
-                if len(operators) == 1 or _may_have_made_it(operator, residual):
+                if residual < operator.largest_residual:
                     found = min(found, (residual, of_traction, of_displacement, sign))
     best, of_traction, of_displacement, sign = found
     if best >= MUCH_BETTER * declared or best >= EXPLAINED:
@@ -162,11 +173,6 @@ def _refuse_another_reading(
         f"({best:.2g}) when {' and '.join(changes)}: store both in the same axes, the component along x first, as "
         "the force of the cell on the substrate"
     )
-
-
-def _may_have_made_it(operator: dict[str, Any], residual: float) -> bool:
-    """Fourier cytometry explains nearly all of a displacement, and a thin gel's a little better than a half space."""
-    return residual < GOOD_FIT or not operator.get("periodic")
 
 
 def _residual(explained: Field, measured: Field) -> float:

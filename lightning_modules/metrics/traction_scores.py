@@ -81,7 +81,7 @@ OVER_THE_FRAME: dict[str, Callable[..., Tensor]] = {
 }
 """Take prediction and target."""
 MEASURED = ("strain_energy_fj", "net_force_nn")
-"""Are told of one field by `summary`."""
+"""Are told of one field by `work_and_force`."""
 ROUNDING = 1e-6
 """Of a displacement in single precision: what varies by a smaller share of it does not vary."""
 WITHOUT_TRUTH = ("outside_share", "forward_residual", "displacement_nrmse", "fttc_correlation")
@@ -136,7 +136,7 @@ def log_scores(
         everything = len(known)
         log_mean(module, "test/net_force_share", traction_pa, batch_size=everything)
         broken = ~traction_pa.isfinite().flatten(1).all(dim=1)
-        told = {name: value for name, value in summary(batch, traction_pa, operator).items() if name in MEASURED}
+        told = work_and_force(batch, traction_pa)
         told["mean_displacement_px"] = mean_inside(batch.displacement_px, batch.cell_mask)
         for name, values in (without_truth(batch, traction_pa, operator) | told).items():
             counted = values[values.isfinite() | broken]  # a field that cannot have a value does not hide the others'
@@ -157,18 +157,21 @@ def summary(batch: Any, traction_pa: Tensor, operator: Operator) -> dict[str, Te
     which methods without a cutoff work on noise; net_force_nn of the whole frame, 0 for a cell at rest;
     forward_residual; traction_nrmse, NaN where the truth is unknown. `operator` as in `log_scores`.
     """
+    return work_and_force(batch, traction_pa) | {
+        "largest_traction_pa": magnitude(traction_pa).amax(dim=(-2, -1)),
+        "forward_residual": forward_residual(batch, traction_pa, operator),
+        "traction_nrmse": scores.nrmse(traction_pa, batch.traction_pa, batch.cell_mask),
+    }
+
+
+def work_and_force(batch: Any, traction_pa: Tensor) -> dict[str, Tensor]:
+    """strain_energy_fj and net_force_nn of `summary`, (batch,) each."""
     pixel_um = batch.pixel_size_um[:, None, None, None]
     area_um2 = batch.pixel_size_um.square()
     inside_pa = torch.where(batch.cell_mask[:, None], traction_pa, 0)
     energy = strain_energy_fj(inside_pa, batch.displacement_px * pixel_um, pixel_size_um=1.0)
     force = torch.linalg.vector_norm(net_force_nn(traction_pa, pixel_size_um=1.0), dim=-1)
-    return {
-        "largest_traction_pa": magnitude(traction_pa).amax(dim=(-2, -1)),
-        "strain_energy_fj": energy * area_um2,
-        "net_force_nn": force * area_um2,
-        "forward_residual": forward_residual(batch, traction_pa, operator),
-        "traction_nrmse": scores.nrmse(traction_pa, batch.traction_pa, batch.cell_mask),
-    }
+    return {"strain_energy_fj": energy * area_um2, "net_force_nn": force * area_um2}
 
 
 def without_truth(batch: Any, traction_pa: Tensor, operator: Operator) -> dict[str, Tensor]:
